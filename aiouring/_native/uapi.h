@@ -1,0 +1,295 @@
+/* The io_uring kernel ABI that aiouring speaks, written out under our own prefix.
+ *
+ * The system's <linux/io_uring.h> is not used: Debian 12 ships the 6.1 header, which lacks half of
+ * what this package needs, and a build must not depend on what is installed.  The ABI is fixed by
+ * the kernel for ever; sizes and offsets are asserted at the end of this file, so a slip of the pen
+ * does not compile.  Names follow the kernel's, IORING_ and IOSQE_ becoming AU_.
+ */
+#ifndef AIOURING_UAPI_H
+#define AIOURING_UAPI_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Submission queue entry: one request, 64 bytes, filled by us and read by the kernel in enter(). */
+struct au_sqe {
+    uint8_t opcode;
+    uint8_t flags;      /* AU_SQE_* */
+    uint16_t ioprio;    /* AU_RECVSEND_*, AU_ACCEPT_* for the socket operations */
+    int32_t fd;
+    uint64_t off;       /* file offset, or the second address of the operation */
+    uint64_t addr;      /* memory, or the user_data a cancel looks for */
+    uint32_t len;
+    uint32_t op_flags;  /* rw_flags, msg_flags, poll events, cancel flags ... */
+    uint64_t user_data; /* comes back in the completion */
+    uint16_t buf_index; /* registered buffer, or the buffer group with AU_SQE_BUFFER_SELECT */
+    uint16_t personality;
+    int32_t file_index;
+    uint64_t addr3;
+    uint64_t pad;
+};
+
+/* Completion queue entry. */
+struct au_cqe {
+    uint64_t user_data;
+    int32_t res;
+    uint32_t flags; /* AU_CQE_F_*; the buffer id in the upper 16 bits */
+};
+
+struct au_sq_offsets {
+    uint32_t head, tail, ring_mask, ring_entries, flags, dropped, array, reserved;
+    uint64_t user_addr;
+};
+
+struct au_cq_offsets {
+    uint32_t head, tail, ring_mask, ring_entries, overflow, cqes, flags, reserved;
+    uint64_t user_addr;
+};
+
+struct au_params {
+    uint32_t sq_entries, cq_entries;
+    uint32_t flags; /* AU_SETUP_* */
+    uint32_t sq_thread_cpu, sq_thread_idle;
+    uint32_t features; /* AU_FEAT_*, written by the kernel */
+    uint32_t wq_fd;
+    uint32_t reserved[3];
+    struct au_sq_offsets sq_off;
+    struct au_cq_offsets cq_off;
+};
+
+/* One entry of a provided-buffer ring.  The ring's tail lies over `reserved` of entry 0: writing all
+ * 16 bytes of that entry would destroy the tail (KERNEL.md C5), so only the first 14 are written. */
+struct au_buf {
+    uint64_t addr;
+    uint32_t len;
+    uint16_t bid;
+    uint16_t reserved;
+};
+
+struct au_buf_reg {
+    uint64_t ring_addr;
+    uint32_t ring_entries;
+    uint16_t bgid;
+    uint16_t flags;
+    uint64_t reserved[3];
+};
+
+struct au_buf_status {
+    uint32_t buf_group;
+    uint32_t head;
+    uint32_t reserved[8];
+};
+
+struct au_probe_op {
+    uint8_t op, reserved;
+    uint16_t flags; /* bit 0: supported */
+    uint32_t reserved2;
+};
+
+struct au_probe {
+    uint8_t last_op, ops_len;
+    uint16_t reserved;
+    uint32_t reserved2[3];
+    struct au_probe_op ops[256];
+};
+
+/* The extended argument of enter(): a timeout beside the (unused) signal mask.  Since Linux 5.11. */
+struct au_getevents_arg {
+    uint64_t sigmask;
+    uint32_t sigmask_size;
+    uint32_t min_wait_usec;
+    uint64_t timespec;
+};
+
+struct au_timespec {
+    int64_t seconds;
+    int64_t nanoseconds;
+};
+
+enum {
+    AU_OP_NOP = 0,
+    AU_OP_READV = 1,
+    AU_OP_WRITEV = 2,
+    AU_OP_FSYNC = 3,
+    AU_OP_READ_FIXED = 4,
+    AU_OP_WRITE_FIXED = 5,
+    AU_OP_POLL_ADD = 6,
+    AU_OP_POLL_REMOVE = 7,
+    AU_OP_SYNC_FILE_RANGE = 8,
+    AU_OP_SENDMSG = 9,
+    AU_OP_RECVMSG = 10,
+    AU_OP_TIMEOUT = 11,
+    AU_OP_TIMEOUT_REMOVE = 12,
+    AU_OP_ACCEPT = 13,
+    AU_OP_ASYNC_CANCEL = 14,
+    AU_OP_LINK_TIMEOUT = 15,
+    AU_OP_CONNECT = 16,
+    AU_OP_FALLOCATE = 17,
+    AU_OP_OPENAT = 18,
+    AU_OP_CLOSE = 19,
+    AU_OP_FILES_UPDATE = 20,
+    AU_OP_STATX = 21,
+    AU_OP_READ = 22,
+    AU_OP_WRITE = 23,
+    AU_OP_FADVISE = 24,
+    AU_OP_MADVISE = 25,
+    AU_OP_SEND = 26,
+    AU_OP_RECV = 27,
+    AU_OP_OPENAT2 = 28,
+    AU_OP_EPOLL_CTL = 29,
+    AU_OP_SPLICE = 30,
+    AU_OP_PROVIDE_BUFFERS = 31,
+    AU_OP_REMOVE_BUFFERS = 32,
+    AU_OP_TEE = 33,
+    AU_OP_SHUTDOWN = 34,
+    AU_OP_RENAMEAT = 35,
+    AU_OP_UNLINKAT = 36,
+    AU_OP_MKDIRAT = 37,
+    AU_OP_SYMLINKAT = 38,
+    AU_OP_LINKAT = 39,
+    AU_OP_MSG_RING = 40,
+    AU_OP_FSETXATTR = 41,
+    AU_OP_SETXATTR = 42,
+    AU_OP_FGETXATTR = 43,
+    AU_OP_GETXATTR = 44,
+    AU_OP_SOCKET = 45,
+    AU_OP_URING_CMD = 46,
+    AU_OP_SEND_ZC = 47,
+    AU_OP_SENDMSG_ZC = 48,
+    AU_OP_READ_MULTISHOT = 49,
+    AU_OP_WAITID = 50,
+    AU_OP_FUTEX_WAIT = 51,
+    AU_OP_FUTEX_WAKE = 52,
+    AU_OP_FUTEX_WAITV = 53,
+    AU_OP_FIXED_FD_INSTALL = 54,
+    AU_OP_FTRUNCATE = 55,
+    AU_OP_BIND = 56,
+    AU_OP_LISTEN = 57,
+    AU_OP_RECV_ZC = 58,
+    AU_OP_EPOLL_WAIT = 59,
+    AU_OP_READV_FIXED = 60,
+    AU_OP_WRITEV_FIXED = 61,
+    AU_OP_PIPE = 62,
+};
+
+enum {
+    AU_SETUP_CQSIZE = 1u << 3,        /* since Linux 5.5 */
+    AU_SETUP_CLAMP = 1u << 4,         /* since Linux 5.6 */
+    AU_SETUP_R_DISABLED = 1u << 6,    /* since Linux 5.10 */
+    AU_SETUP_SUBMIT_ALL = 1u << 7,    /* since Linux 5.18 */
+    AU_SETUP_COOP_TASKRUN = 1u << 8,  /* since Linux 5.19 */
+    AU_SETUP_TASKRUN_FLAG = 1u << 9,  /* since Linux 5.19 */
+    AU_SETUP_SINGLE_ISSUER = 1u << 12, /* since Linux 6.0 */
+    AU_SETUP_DEFER_TASKRUN = 1u << 13, /* since Linux 6.1 */
+    AU_SETUP_NO_SQARRAY = 1u << 16,    /* since Linux 6.6 */
+};
+
+enum {
+    AU_FEAT_SINGLE_MMAP = 1u << 0,
+    AU_FEAT_NODROP = 1u << 1,
+    AU_FEAT_SUBMIT_STABLE = 1u << 2,
+    AU_FEAT_RW_CUR_POS = 1u << 3,
+    AU_FEAT_CUR_PERSONALITY = 1u << 4,
+    AU_FEAT_FAST_POLL = 1u << 5,
+    AU_FEAT_POLL_32BITS = 1u << 6,
+    AU_FEAT_SQPOLL_NONFIXED = 1u << 7,
+    AU_FEAT_EXT_ARG = 1u << 8,
+    AU_FEAT_NATIVE_WORKERS = 1u << 9,
+    AU_FEAT_RSRC_TAGS = 1u << 10,
+    AU_FEAT_CQE_SKIP = 1u << 11,
+    AU_FEAT_LINKED_FILE = 1u << 12,
+    AU_FEAT_REG_REG_RING = 1u << 13,
+    AU_FEAT_RECVSEND_BUNDLE = 1u << 14,
+    AU_FEAT_MIN_TIMEOUT = 1u << 15,
+    AU_FEAT_RW_ATTR = 1u << 16,
+    AU_FEAT_NO_IOWAIT = 1u << 17,
+};
+
+enum {
+    AU_SQE_ASYNC = 1u << 4,
+    AU_SQE_BUFFER_SELECT = 1u << 5,
+};
+
+enum {
+    AU_CQE_F_BUFFER = 1u << 0,
+    AU_CQE_F_MORE = 1u << 1,
+    AU_CQE_F_SOCK_NONEMPTY = 1u << 2,
+    AU_CQE_F_NOTIF = 1u << 3,
+    AU_CQE_BUFFER_SHIFT = 16,
+};
+
+enum { AU_RECVSEND_POLL_FIRST = 1u << 0 }; /* since Linux 5.19 */
+
+enum {
+    AU_CANCEL_ALL = 1u << 0, /* these three since Linux 5.19 */
+    AU_CANCEL_FD = 1u << 1,
+    AU_CANCEL_ANY = 1u << 2,
+};
+
+enum { AU_FSYNC_DATASYNC = 1u << 0 };
+
+enum {
+    AU_SQ_CQ_OVERFLOW = 1u << 1,
+    AU_SQ_TASKRUN = 1u << 2,
+};
+
+enum {
+    AU_ENTER_GETEVENTS = 1u << 0,
+    AU_ENTER_EXT_ARG = 1u << 3,
+};
+
+enum {
+    AU_REGISTER_BUFFERS = 0,
+    AU_UNREGISTER_BUFFERS = 1,
+    AU_REGISTER_EVENTFD = 4,
+    AU_UNREGISTER_EVENTFD = 5,
+    AU_REGISTER_PROBE = 8,
+    AU_REGISTER_ENABLE_RINGS = 12,
+    AU_REGISTER_PBUF_RING = 22,
+    AU_UNREGISTER_PBUF_RING = 23,
+    AU_REGISTER_PBUF_STATUS = 26, /* since Linux 6.8 */
+};
+
+#define AU_OFF_SQ_RING 0ULL
+#define AU_OFF_SQES 0x10000000ULL
+
+/* The most one read or write moves, MAX_RW_COUNT in the kernel. */
+#define AU_MAX_TRANSFER 0x7ffff000LL
+#define AU_MAX_BUFFERS 16384
+#define AU_MAX_BUFFER_BYTES (1LL << 30)
+#define AU_MAX_GROUP_ENTRIES 32768
+#define AU_MAX_GROUP_ID 65535
+
+#define AU_ASSERT_OFFSET(type, member, value) \
+    _Static_assert(offsetof(struct type, member) == (value), #type "." #member " is misplaced")
+
+_Static_assert(sizeof(struct au_sqe) == 64, "au_sqe");
+_Static_assert(sizeof(struct au_cqe) == 16, "au_cqe");
+_Static_assert(sizeof(struct au_sq_offsets) == 40, "au_sq_offsets");
+_Static_assert(sizeof(struct au_cq_offsets) == 40, "au_cq_offsets");
+_Static_assert(sizeof(struct au_params) == 120, "au_params");
+_Static_assert(sizeof(struct au_buf) == 16, "au_buf");
+_Static_assert(sizeof(struct au_buf_reg) == 40, "au_buf_reg");
+_Static_assert(sizeof(struct au_buf_status) == 40, "au_buf_status");
+_Static_assert(sizeof(struct au_probe_op) == 8, "au_probe_op");
+_Static_assert(sizeof(struct au_probe) == 16 + 256 * 8, "au_probe");
+_Static_assert(sizeof(struct au_getevents_arg) == 24, "au_getevents_arg");
+_Static_assert(sizeof(struct au_timespec) == 16, "au_timespec");
+AU_ASSERT_OFFSET(au_sqe, off, 8);
+AU_ASSERT_OFFSET(au_sqe, addr, 16);
+AU_ASSERT_OFFSET(au_sqe, len, 24);
+AU_ASSERT_OFFSET(au_sqe, op_flags, 28);
+AU_ASSERT_OFFSET(au_sqe, user_data, 32);
+AU_ASSERT_OFFSET(au_sqe, buf_index, 40);
+AU_ASSERT_OFFSET(au_sqe, file_index, 44);
+AU_ASSERT_OFFSET(au_params, features, 20);
+AU_ASSERT_OFFSET(au_params, sq_off, 40);
+AU_ASSERT_OFFSET(au_params, cq_off, 80);
+AU_ASSERT_OFFSET(au_sq_offsets, array, 24);
+AU_ASSERT_OFFSET(au_cq_offsets, cqes, 20);
+AU_ASSERT_OFFSET(au_cq_offsets, flags, 24);
+AU_ASSERT_OFFSET(au_buf, bid, 12);
+AU_ASSERT_OFFSET(au_buf, reserved, 14);
+AU_ASSERT_OFFSET(au_buf_reg, bgid, 12);
+
+#endif

@@ -1,0 +1,105 @@
+/* What Python sees of uring.c.  cffi checks every line of this against the compiled code. */
+
+/* Rule violations, outside the range of errno. */
+enum au_rule {
+    AU_CLOSED, AU_FORKED, AU_WRONG_THREAD, AU_DISABLED, AU_FULL,
+    AU_BAD_LENGTH, AU_BAD_OFFSET, AU_BAD_INDEX, AU_NOT_LENT, AU_RING_FD, ...
+};
+
+enum { AU_AGAIN = ..., AU_EVENTS_MAX = ..., AU_GUARD_FD = ..., AU_SLOTS_AT_ONCE = ... };
+
+typedef struct au_ring {
+    int fd;
+    int event_fd;
+    int state;
+    uint32_t setup_flags, features, sq_entries, cq_entries;
+    uint32_t ready;
+    int64_t *events;
+    uint64_t last_user_data;
+    uint64_t submitted, completed, enters, wakeups, overflow_flushes, submit_errors;
+    ...;
+} au_ring;
+
+typedef struct au_buffers { uint32_t count; int registered; ...; } au_buffers;
+
+typedef struct au_group {
+    uint32_t count, with_kernel, unpublished, lent, high_water;
+    uint16_t group_id, tail;
+    int registered;
+    uint64_t published, advances;
+    ...;
+} au_group;
+
+/* The kernel: three system calls, replaceable by a simulated one. */
+struct au_kernel {
+    int (*setup)(unsigned entries, void *params);
+    int (*enter)(int fd, unsigned to_submit, unsigned min_complete, unsigned flags,
+                 const void *argument, size_t size);
+    int (*do_register)(int fd, unsigned opcode, void *argument, unsigned count);
+};
+extern struct au_kernel au_kernel;
+int au_kernel_setup(unsigned entries, void *params);
+int au_kernel_enter(int fd, unsigned to_submit, unsigned min_complete, unsigned flags,
+                    const void *argument, size_t size);
+int au_kernel_register(int fd, unsigned opcode, void *argument, unsigned count);
+
+au_ring *au_ring_new(void);
+void au_ring_free(au_ring *ring);
+int au_ring_setup(au_ring *ring, unsigned sq_entries, unsigned cq_entries, unsigned flags);
+int au_ring_enable(au_ring *ring);
+int au_ring_check(au_ring *ring);
+int au_ring_open_eventfd(au_ring *ring);
+int au_ring_close_eventfd(au_ring *ring);
+int au_ring_register(au_ring *ring, unsigned opcode, void *argument, unsigned count);
+unsigned au_ring_unsubmitted(au_ring *ring);
+int au_ring_disarm(au_ring *ring, uint64_t user_data);
+int au_ring_turn(au_ring *ring, int woken);
+int au_ring_wait(au_ring *ring, unsigned min_complete, int64_t timeout_ns);
+int au_ring_close(au_ring *ring);
+
+int au_prepare(au_ring *ring, uint64_t user_data, int opcode, int fd, int64_t offset,
+               uint64_t address, uint32_t length, uint32_t op_flags, unsigned how);
+int au_prepare_memory(au_ring *ring, uint64_t user_data, int opcode, int fd, const void *memory,
+                      int64_t capacity, int64_t start, int64_t length, int64_t offset,
+                      uint32_t op_flags, unsigned how);
+int au_prepare_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd, au_buffers *buffers,
+                     uint32_t index, int64_t start, int64_t length, int64_t offset, unsigned how);
+int au_prepare_select(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
+                      int64_t length, int64_t offset, uint32_t op_flags, unsigned how);
+
+au_buffers *au_buffers_new(au_ring *ring, void *base, uint64_t size, uint64_t stride, uint32_t count);
+int au_buffers_register(au_buffers *buffers);
+int au_buffers_unregister(au_buffers *buffers);
+int au_buffers_lend(au_buffers *buffers, uint32_t index);
+int au_buffers_give_back(au_buffers *buffers, uint32_t index);
+void au_buffers_free(au_buffers *buffers);
+
+au_group *au_group_new(au_ring *ring, void *base, uint32_t size, uint32_t count, uint16_t group_id);
+int au_group_register(au_group *group);
+int au_group_unregister(au_group *group);
+int au_group_take(au_group *group, uint32_t buffer_id);
+int au_group_release(au_group *group, uint32_t buffer_id);
+int au_group_head(au_group *group);
+void au_group_free(au_group *group);
+
+struct au_probe_op { uint8_t op; uint16_t flags; ...; };
+struct au_probe { uint8_t last_op, ops_len; struct au_probe_op ops[256]; ...; };
+
+/* The simulated kernel of the tests reads and writes these. */
+struct au_sqe {
+    uint8_t opcode, flags; uint16_t ioprio; int32_t fd; uint64_t off, addr; uint32_t len, op_flags;
+    uint64_t user_data; uint16_t buf_index; ...;
+};
+struct au_cqe { uint64_t user_data; int32_t res; uint32_t flags; };
+struct au_sq_offsets {
+    uint32_t head, tail, ring_mask, ring_entries, flags, dropped, array, reserved; uint64_t user_addr;
+};
+struct au_cq_offsets {
+    uint32_t head, tail, ring_mask, ring_entries, overflow, cqes, flags, reserved; uint64_t user_addr;
+};
+struct au_params {
+    uint32_t sq_entries, cq_entries, flags, features;
+    struct au_sq_offsets sq_off; struct au_cq_offsets cq_off; ...;
+};
+struct au_buf { uint64_t addr; uint32_t len; uint16_t bid; uint16_t reserved; };
+struct au_buf_reg { uint64_t ring_addr; uint32_t ring_entries; uint16_t bgid, flags; ...; };
