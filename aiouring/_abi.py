@@ -1,0 +1,119 @@
+"""Owns the Python names of the kernel's numbers; every value comes from the compiled C header."""
+
+import enum
+
+from aiouring._uring import lib
+
+
+class Opcode(enum.IntEnum):
+    """What a submission asks for, `enum io_uring_op`; which ones exist here, `probe()` tells."""
+
+    NOP = lib.AU_OP_NOP
+    READV = lib.AU_OP_READV
+    WRITEV = lib.AU_OP_WRITEV
+    FSYNC = lib.AU_OP_FSYNC
+    READ_FIXED = lib.AU_OP_READ_FIXED
+    WRITE_FIXED = lib.AU_OP_WRITE_FIXED
+    POLL_ADD = lib.AU_OP_POLL_ADD
+    POLL_REMOVE = lib.AU_OP_POLL_REMOVE
+    SYNC_FILE_RANGE = lib.AU_OP_SYNC_FILE_RANGE
+    SENDMSG = lib.AU_OP_SENDMSG
+    RECVMSG = lib.AU_OP_RECVMSG
+    TIMEOUT = lib.AU_OP_TIMEOUT
+    TIMEOUT_REMOVE = lib.AU_OP_TIMEOUT_REMOVE
+    ACCEPT = lib.AU_OP_ACCEPT
+    ASYNC_CANCEL = lib.AU_OP_ASYNC_CANCEL
+    LINK_TIMEOUT = lib.AU_OP_LINK_TIMEOUT
+    CONNECT = lib.AU_OP_CONNECT
+    FALLOCATE = lib.AU_OP_FALLOCATE
+    OPENAT = lib.AU_OP_OPENAT
+    CLOSE = lib.AU_OP_CLOSE
+    FILES_UPDATE = lib.AU_OP_FILES_UPDATE
+    STATX = lib.AU_OP_STATX
+    READ = lib.AU_OP_READ
+    WRITE = lib.AU_OP_WRITE
+    FADVISE = lib.AU_OP_FADVISE
+    MADVISE = lib.AU_OP_MADVISE
+    SEND = lib.AU_OP_SEND
+    RECV = lib.AU_OP_RECV
+    OPENAT2 = lib.AU_OP_OPENAT2
+    EPOLL_CTL = lib.AU_OP_EPOLL_CTL
+    SPLICE = lib.AU_OP_SPLICE
+    PROVIDE_BUFFERS = lib.AU_OP_PROVIDE_BUFFERS
+    REMOVE_BUFFERS = lib.AU_OP_REMOVE_BUFFERS
+    TEE = lib.AU_OP_TEE
+    SHUTDOWN = lib.AU_OP_SHUTDOWN
+    RENAMEAT = lib.AU_OP_RENAMEAT
+    UNLINKAT = lib.AU_OP_UNLINKAT
+    MKDIRAT = lib.AU_OP_MKDIRAT
+    SYMLINKAT = lib.AU_OP_SYMLINKAT
+    LINKAT = lib.AU_OP_LINKAT
+    MSG_RING = lib.AU_OP_MSG_RING
+    FSETXATTR = lib.AU_OP_FSETXATTR
+    SETXATTR = lib.AU_OP_SETXATTR
+    FGETXATTR = lib.AU_OP_FGETXATTR
+    GETXATTR = lib.AU_OP_GETXATTR
+    SOCKET = lib.AU_OP_SOCKET
+    URING_CMD = lib.AU_OP_URING_CMD
+    SEND_ZC = lib.AU_OP_SEND_ZC
+    SENDMSG_ZC = lib.AU_OP_SENDMSG_ZC
+    READ_MULTISHOT = lib.AU_OP_READ_MULTISHOT
+    WAITID = lib.AU_OP_WAITID
+    FUTEX_WAIT = lib.AU_OP_FUTEX_WAIT
+    FUTEX_WAKE = lib.AU_OP_FUTEX_WAKE
+    FUTEX_WAITV = lib.AU_OP_FUTEX_WAITV
+    FIXED_FD_INSTALL = lib.AU_OP_FIXED_FD_INSTALL
+    FTRUNCATE = lib.AU_OP_FTRUNCATE
+    BIND = lib.AU_OP_BIND
+    LISTEN = lib.AU_OP_LISTEN
+    RECV_ZC = lib.AU_OP_RECV_ZC
+    EPOLL_WAIT = lib.AU_OP_EPOLL_WAIT
+    READV_FIXED = lib.AU_OP_READV_FIXED
+    WRITEV_FIXED = lib.AU_OP_WRITEV_FIXED
+    PIPE = lib.AU_OP_PIPE
+
+
+class SetupFlags(enum.IntFlag):
+    """How a ring is set up, `IORING_SETUP_*`; only those that aiouring uses."""
+
+    CQSIZE = lib.AU_SETUP_CQSIZE
+    CLAMP = lib.AU_SETUP_CLAMP
+    R_DISABLED = lib.AU_SETUP_R_DISABLED
+    SUBMIT_ALL = lib.AU_SETUP_SUBMIT_ALL
+    COOP_TASKRUN = lib.AU_SETUP_COOP_TASKRUN
+    TASKRUN_FLAG = lib.AU_SETUP_TASKRUN_FLAG
+    SINGLE_ISSUER = lib.AU_SETUP_SINGLE_ISSUER
+    DEFER_TASKRUN = lib.AU_SETUP_DEFER_TASKRUN
+    NO_SQARRAY = lib.AU_SETUP_NO_SQARRAY
+
+
+class Features(enum.IntFlag):
+    """What the kernel says it can do when a ring is made, `IORING_FEAT_*`."""
+
+    SINGLE_MMAP = lib.AU_FEAT_SINGLE_MMAP
+    NODROP = lib.AU_FEAT_NODROP
+    SUBMIT_STABLE = lib.AU_FEAT_SUBMIT_STABLE
+    RW_CUR_POS = lib.AU_FEAT_RW_CUR_POS
+    CUR_PERSONALITY = lib.AU_FEAT_CUR_PERSONALITY
+    FAST_POLL = lib.AU_FEAT_FAST_POLL
+    POLL_32BITS = lib.AU_FEAT_POLL_32BITS
+    SQPOLL_NONFIXED = lib.AU_FEAT_SQPOLL_NONFIXED
+    EXT_ARG = lib.AU_FEAT_EXT_ARG
+    NATIVE_WORKERS = lib.AU_FEAT_NATIVE_WORKERS
+    RSRC_TAGS = lib.AU_FEAT_RSRC_TAGS
+    CQE_SKIP = lib.AU_FEAT_CQE_SKIP
+    LINKED_FILE = lib.AU_FEAT_LINKED_FILE
+    REG_REG_RING = lib.AU_FEAT_REG_REG_RING
+    RECVSEND_BUNDLE = lib.AU_FEAT_RECVSEND_BUNDLE
+    MIN_TIMEOUT = lib.AU_FEAT_MIN_TIMEOUT
+    RW_ATTR = lib.AU_FEAT_RW_ATTR
+    NO_IOWAIT = lib.AU_FEAT_NO_IOWAIT
+
+
+class CompletionFlags(enum.IntFlag):
+    """What a completion says beside its result, `IORING_CQE_F_*`."""
+
+    BUFFER = lib.AU_CQE_F_BUFFER
+    MORE = lib.AU_CQE_F_MORE
+    SOCK_NONEMPTY = lib.AU_CQE_F_SOCK_NONEMPTY
+    NOTIF = lib.AU_CQE_F_NOTIF

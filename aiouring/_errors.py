@@ -1,0 +1,91 @@
+"""Owns the exceptions, and the sentences that explain a rule the C core says was broken.
+
+Who is at fault decides the type.  What the kernel refuses is an `OSError` with its errno.  A caller's
+mistake is a `ValueError`, `TypeError` or one of the errors here, with the numbers in the text.  A bug
+of ours is an `AssertionError`.
+"""
+
+import errno
+import os
+from typing import Any
+
+from aiouring._uring import lib
+
+
+class AioUringError(Exception):
+    """Base of this package's own exceptions; never raised itself."""
+
+
+class RingUnavailableError(AioUringError, OSError):
+    """This machine does not let us use io_uring; the text says why and how to change that."""
+
+
+class RingClosedError(AioUringError, RuntimeError):
+    """The ring, buffer table or buffer ring is closed, or was closed while this was waiting."""
+
+
+class WrongContextError(AioUringError, RuntimeError):
+    """The ring was used from another thread, another event loop, or a forked process."""
+
+
+class UnsupportedKernelError(AioUringError, NotImplementedError):
+    """This kernel does not have the feature; the text names the version that does."""
+
+
+class BuffersExhaustedError(AioUringError, RuntimeError):
+    """Every buffer is lent out, and the caller asked not to wait for one."""
+
+
+class ResourceBusyError(AioUringError, RuntimeError):
+    """Somebody, a task or the kernel, is still using what was to be used or released."""
+
+
+_RULES: dict[int, tuple[type[Exception], str]] = {
+    lib.AU_CLOSED: (RingClosedError, "the ring (or the buffers on it) has been closed"),
+    lib.AU_FORKED: (
+        WrongContextError,
+        "this process is a fork of the one that made the ring; a ring cannot be used across fork(): make a new one here",
+    ),
+    lib.AU_WRONG_THREAD: (
+        WrongContextError,
+        "the ring belongs to the thread that first used it and may be used from that thread only; "
+        "from elsewhere go through loop.call_soon_threadsafe() or asyncio.run_coroutine_threadsafe()",
+    ),
+    lib.AU_DISABLED: (WrongContextError, "the ring was made disabled and has not been enabled yet: call enable()"),
+    lib.AU_FULL: (ResourceBusyError, "the submission queue is full: submit, then try again"),
+    lib.AU_BAD_LENGTH: (
+        ValueError,
+        "start={start} and length={length} reach beyond the memory of {capacity} bytes",
+    ),
+    lib.AU_BAD_OFFSET: (ValueError, "offset={offset} is negative; None means the file's own position"),
+    lib.AU_BAD_INDEX: (ValueError, "no such buffer on this ring (index {index})"),
+    lib.AU_NOT_LENT: (ValueError, "buffer {index} is not lent to you: it has been released already"),
+    lib.AU_RING_FD: (
+        ValueError,
+        "descriptor {fd} is an io_uring itself: a request on it would never complete",
+    ),
+}
+
+
+def failure(code: int, doing: str = "", **numbers: Any) -> Exception:
+    """The exception for a negative code from the C core: a rule of ours, or an errno of the kernel."""
+    assert code < 0, code
+    if code in _RULES:
+        kind, text = _RULES[code]
+        return kind(text.format_map(_Numbers(numbers)))
+    return kernel_error(-code, doing)
+
+
+def kernel_error(number: int, doing: str = "") -> OSError:
+    """The `OSError` (of the right subclass) for an errno, saying what was being done."""
+    text = os.strerror(number)
+    if number == errno.EBADR:
+        text = "the kernel lost completions: the ring cannot be trusted any more"
+    return OSError(number, f"{doing}: {text}" if doing else text)
+
+
+class _Numbers(dict[str, Any]):
+    """The values for a rule's sentence; one that is not known reads as a question mark."""
+
+    def __missing__(self, key: str) -> str:
+        return "?"

@@ -1,0 +1,304 @@
+"""Owns `Ring`: one submission and completion queue, its memory and its thread; knows nothing of asyncio.
+
+How the setup flags are chosen: we ask for everything in PROFILES and, when the kernel answers EINVAL,
+drop what came to Linux last, one flag at a time, remembering per process what was refused.
+
+Which profile is the default was measured (benchmarks/, 6.18): see DEFAULT_TASK_RUN.
+
+The kernel is three system calls behind three C function pointers, not the ten functions DESIGN.md had in
+mind: a simulated kernel that replaces those three on a memory file exercises the C core as well.
+"""
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, Self
+
+from aiouring._abi import Features, SetupFlags
+from aiouring._errors import RingUnavailableError, UnsupportedKernelError, failure, kernel_error
+from aiouring._uring import ffi, lib
+
+TaskRun = Literal["defer", "coop"]
+
+#: COOP_TASKRUN costs less per request, DEFER_TASKRUN paces a firehose better (KERNEL.md E4).
+DEFAULT_TASK_RUN: TaskRun = "coop"
+
+_ALWAYS = (
+    SetupFlags.CQSIZE
+    | SetupFlags.CLAMP
+    | SetupFlags.R_DISABLED
+    | SetupFlags.SUBMIT_ALL
+    | SetupFlags.TASKRUN_FLAG
+    | SetupFlags.SINGLE_ISSUER
+    | SetupFlags.NO_SQARRAY
+)
+PROFILES: dict[TaskRun, SetupFlags] = {
+    "defer": _ALWAYS | SetupFlags.DEFER_TASKRUN,
+    "coop": _ALWAYS | SetupFlags.COOP_TASKRUN,
+}
+
+# Newest first.  A ring needs the rest: CQSIZE and CLAMP are older than anything else we rely on.
+_DROPPABLE = (
+    SetupFlags.NO_SQARRAY,  # since Linux 6.6
+    SetupFlags.DEFER_TASKRUN,  # since Linux 6.1
+    SetupFlags.SINGLE_ISSUER,  # since Linux 6.0
+    SetupFlags.COOP_TASKRUN | SetupFlags.TASKRUN_FLAG,  # since Linux 5.19
+    SetupFlags.SUBMIT_ALL,  # since Linux 5.18
+    SetupFlags.R_DISABLED,  # since Linux 5.10
+)
+_refused = SetupFlags(0)
+
+MAX_ENTRIES = 32768
+
+
+class Completion(NamedTuple):
+    """One completion queue entry."""
+
+    user_data: int
+    result: int
+    flags: int
+
+
+def check_size(name: str, value: int, most: int) -> None:
+    """Refuse a size that is not an int from 1 to `most`."""
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if not 1 <= value <= most:
+        raise ValueError(f"{name}={value} is outside 1 to {most}")
+
+
+def set_up(raw: Any, entries: int, cq_entries: int, flags: SetupFlags) -> None:
+    """Make the ring with as many of `flags` as this kernel takes; raises `RingUnavailableError` or `OSError`."""
+    global _refused
+    asked = flags = flags & ~_refused
+    code = lib.au_ring_setup(raw, entries, cq_entries, flags)
+    for drop in _DROPPABLE:
+        if code != -errno.EINVAL:
+            break
+        if flags & drop:
+            flags &= ~drop
+            if drop is SetupFlags.DEFER_TASKRUN:
+                flags |= SetupFlags.COOP_TASKRUN
+            code = lib.au_ring_setup(raw, entries, cq_entries, flags)
+    if code == 0:
+        _refused |= asked & ~flags
+    if code < 0:
+        raise unavailable(-code)
+
+
+def unavailable(number: int) -> OSError:
+    """The exception for a ring that could not be made: blocked here, or a limit was hit."""
+    if number in (errno.EPERM, errno.EACCES, errno.ENOSYS):
+        return RingUnavailableError(number, why_blocked(number))
+    if number == errno.ENOMEM:
+        soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        return OSError(
+            number,
+            f"no memory for the ring: its pages count against RLIMIT_MEMLOCK, which is {soft} bytes here; "
+            "raise it (ulimit -l, LimitMEMLOCK=, docker run --ulimit memlock=-1) or ask for fewer entries",
+        )
+    return kernel_error(number, "io_uring_setup")
+
+
+def why_blocked(number: int) -> str:
+    """Why this process may not make a ring, and what to change; from what the system tells about itself."""
+    release = os.uname().release
+    if number == errno.ENOSYS:
+        return (
+            f"this kernel ({release}) has no io_uring: it is older than Linux 5.1, was built without "
+            "CONFIG_IO_URING, or is an emulation such as gVisor"
+        )
+    switch = _read_first_line("/proc/sys/kernel/io_uring_disabled")
+    if switch == "2":
+        return "io_uring is switched off: sysctl kernel.io_uring_disabled is 2; an administrator can set it to 0"
+    if switch == "1":
+        return (
+            "io_uring is reserved: sysctl kernel.io_uring_disabled is 1; be in the group named by "
+            "kernel.io_uring_group, have CAP_SYS_ADMIN, or set the sysctl to 0"
+        )
+    if any(line.split() == ["Seccomp:", "2"] for line in _lines("/proc/self/status")):
+        return (
+            "a seccomp filter blocks the io_uring system calls, as Docker's and Podman's default profiles do; "
+            "run the container with --security-opt seccomp=unconfined or with a profile that allows "
+            "io_uring_setup, io_uring_enter and io_uring_register"
+        )
+    return f"the kernel ({release}) refused: {os.strerror(number)}; a security module may forbid io_uring"
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path) as file:
+            return file.read().splitlines()
+    except OSError:
+        return []
+
+
+def _read_first_line(path: str) -> str:
+    return (_lines(path) or [""])[0].strip()
+
+
+class Ring:
+    """A submission queue and a completion queue shared with the kernel; usable without asyncio.
+
+    Args:
+        entries: size of the submission queue, 1 to 32768; the kernel rounds it up to a power of two.
+        cq_entries: size of the completion queue, at least `entries`.
+        task_run: "defer" (completions are posted when we ask, since Linux 6.1) or "coop" (whenever we
+            are in the kernel, since Linux 5.19); None takes the measured default.
+        disabled: make it disabled, to be enabled later by the thread that will use it.
+
+    Raises:
+        RingUnavailableError: io_uring is blocked here; the text says by what.
+        OSError: ENOMEM (RLIMIT_MEMLOCK), EMFILE.
+
+    Since Linux 5.10.  See io_uring_setup(2).
+    """
+
+    def __init__(
+        self,
+        entries: int = 128,
+        *,
+        cq_entries: int = 4096,
+        task_run: TaskRun | None = None,
+        disabled: bool = False,
+    ) -> None:
+        check_size("entries", entries, MAX_ENTRIES)
+        check_size("cq_entries", cq_entries, 2 * MAX_ENTRIES)
+        if cq_entries < entries:
+            raise ValueError(f"cq_entries={cq_entries} is less than entries={entries}")
+        profile = DEFAULT_TASK_RUN if task_run is None else task_run
+        if profile not in PROFILES:
+            raise ValueError(f"task_run={profile!r} is neither 'defer' nor 'coop'")
+        made = lib.au_ring_new()
+        if made == ffi.NULL:
+            raise MemoryError("no memory for a ring")
+        self.raw: Any = ffi.gc(made, lib.au_ring_free)
+        set_up(self.raw, entries, cq_entries, PROFILES[profile])
+        if not disabled:
+            self.enable()
+
+    def __repr__(self) -> str:
+        return f"<Ring {self.entries}/{self.cq_entries} {'closed' if self.closed else f'fd={self.raw.fd}'}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the ring has been closed."""
+        return bool(self.raw.state == 0)
+
+    @property
+    def fd(self) -> int:
+        """The ring's file descriptor, -1 when it is closed."""
+        return int(self.raw.fd)
+
+    @property
+    def entries(self) -> int:
+        """Size of the submission queue."""
+        return int(self.raw.sq_entries)
+
+    @property
+    def cq_entries(self) -> int:
+        """Size of the completion queue."""
+        return int(self.raw.cq_entries)
+
+    @property
+    def setup_flags(self) -> SetupFlags:
+        """The flags this kernel accepted."""
+        return SetupFlags(self.raw.setup_flags)
+
+    @property
+    def features(self) -> Features:
+        """What the kernel said it can do."""
+        return Features(self.raw.features & sum(Features))
+
+    def enable(self) -> None:
+        """Enable the ring and bind it to the calling thread, which alone may use it from now on."""
+        self._checked(lib.au_ring_enable(self.raw), "enabling the ring")
+
+    def close(self) -> None:
+        """Unmap and close at once.  This does not stop running requests: reap them first (KERNEL.md E1)."""
+        lib.au_ring_close(self.raw)
+
+    def prepare(
+        self, opcode: int, *, user_data: int, fd: int = -1, offset: int = 0, address: int = 0, length: int = 0
+    ) -> None:
+        """Fill one entry for an operation without memory; `address` is what a cancel looks for."""
+        code = lib.au_prepare(self.raw, user_data, opcode, fd, offset, address, length, 0, self._guard(fd))
+        self._checked(code, "filling a request", fd=fd)
+
+    def prepare_memory(
+        self,
+        opcode: int,
+        memory: Any,
+        *,
+        user_data: int,
+        fd: int,
+        offset: int = -1,
+        start: int = 0,
+        length: int | None = None,
+    ) -> None:
+        """Fill one entry that moves `length` bytes at `memory` (a cffi array) + `start`.
+
+        The caller keeps `memory` alive until the request's final completion.
+        """
+        capacity = ffi.sizeof(memory)
+        wanted = capacity - start if length is None else length
+        code = lib.au_prepare_memory(
+            self.raw, user_data, opcode, fd, memory, capacity, start, wanted, offset, 0, self._guard(fd)
+        )
+        self._checked(code, "filling a request", capacity=capacity, start=start, length=wanted, offset=offset, fd=fd)
+
+    def submit(self) -> list[Completion]:
+        """Submit everything filled, without waiting; returns what has completed (at most 512 at once)."""
+        return list(self._turn())
+
+    def wait(self, count: int = 1, timeout: float | None = None) -> list[Completion]:
+        """Submit, then block until `count` completions are there or `timeout` seconds have passed."""
+        while True:
+            code = lib.au_ring_wait(self.raw, count, -1 if timeout is None else int(timeout * 1e9))
+            if code != -errno.EINTR:  # Python's signal handlers have run by now (PEP 475)
+                break
+        if code not in (0, -errno.ETIME):
+            raise failure(code, "io_uring_enter")
+        return self.submit()
+
+    def _turn(self) -> Iterator[Completion]:
+        code = lib.au_ring_turn(self.raw, 0)
+        if code < 0:
+            raise failure(code, "io_uring_enter")
+        values = ffi.unpack(self.raw.events, 3 * (code & ~lib.AU_AGAIN))
+        for at in range(0, len(values), 3):
+            yield Completion(*values[at : at + 3])
+
+    @staticmethod
+    def _guard(fd: int) -> int:
+        return lib.AU_GUARD_FD if fd >= 0 else 0
+
+    @staticmethod
+    def _checked(code: int, doing: str, **numbers: Any) -> int:
+        if code < 0:
+            raise failure(code, doing, **numbers)
+        return code
+
+    def register_eventfd(self) -> int:
+        """Make an eventfd that counts up whenever there is something to do; returns its descriptor."""
+        return self._checked(lib.au_ring_open_eventfd(self.raw), "registering the eventfd")
+
+    def unregister_eventfd(self) -> None:
+        """Take the eventfd back and close it."""
+        self._checked(lib.au_ring_close_eventfd(self.raw), "unregistering the eventfd")
+
+    def probe_opcodes(self) -> frozenset[int]:
+        """The opcodes this kernel supports.  Since Linux 5.6."""
+        answer = ffi.new("struct au_probe *")
+        code = lib.au_ring_register(self.raw, lib.AU_REGISTER_PROBE, answer, 256)
+        if code == -errno.EINVAL:
+            raise UnsupportedKernelError("asking for the supported opcodes needs Linux 5.6")
+        self._checked(code, "probing")
+        return frozenset(answer.ops[i].op for i in range(answer.ops_len) if answer.ops[i].flags & 1)
