@@ -1,0 +1,245 @@
+"""Owns `BufferRing` and `ProvidedBuffer`: one pool of buffers from which the kernel serves every receive.
+
+How this fits together
+
+1. All buffers start with the kernel.  A receive names the group, not a buffer; the kernel picks one when
+   data is there, and its completion says which.  `take()` moves that buffer from the kernel to the caller.
+2. `release()` puts it back.  The C core writes it behind the ring's tail at once and publishes all that
+   were returned with one store of the tail, at the start of the ring's next turn: before anything is
+   submitted and before the loop sleeps.  A release therefore asks the driver for a turn.
+3. When the kernel finds the group empty it ends the receive with ENOBUFS; the data stays in the socket.
+   The receiver joins the line.  After each turn `serve()` calls as many from the line as the kernel has
+   buffers; they arm their receives again.  One whose socket has no data takes no buffer, so the next turn
+   calls the next in line; one that finds the group empty again goes back to the head.  Every step
+   shortens the line or waits for a release, so nothing spins and nobody starves.
+4. A newcomer joins the line when there is one, rather than overtake it.
+"""
+
+import errno
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from aiouring._errors import BuffersExhaustedError, RingClosedError, UnsupportedKernelError, failure
+from aiouring._lease import Arena, Home, Lease
+from aiouring._line import Attendant, Line
+from aiouring._registered_buffers import registration_error
+from aiouring._ring import Ring, check_size
+from aiouring._uring import ffi, lib
+
+OnEmpty = Literal["wait", "raise"]
+
+MAX_ENTRIES = int(lib.AU_MAX_GROUP_ENTRIES)
+MAX_BUFFER_BYTES = int(lib.AU_MAX_BUFFER_BYTES)
+
+
+class ProvidedBuffer(Lease):
+    """Received bytes, in a buffer the kernel picked; falsy when the stream has ended.
+
+    `len()` is the number of bytes received.  Give it back with `release()` or by leaving `with`.
+    """
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return self._length > 0
+
+    @property
+    def buffer_id(self) -> int | None:
+        """The buffer's number in its group, or None where no buffer of the group is involved."""
+        return self.number if isinstance(self._home, BufferRing) else None
+
+
+@dataclass(frozen=True, slots=True)
+class BufferRingStatistics:
+    """How a buffer ring is used; counts of buffers unless said otherwise."""
+
+    group_id: int
+    count: int
+    size: int
+    with_kernel: int
+    in_use: int
+    high_water: int
+    waiting: int  # receivers in line now
+    starved: int  # times a receiver joined the line
+    enobufs: int  # times the kernel found the group empty
+    published: int  # buffers handed to the kernel since the start
+    advances: int  # stores of the tail that took
+
+
+class _Nowhere(Home):
+    """The home of bytes that lie in no group's buffer: there is nothing to give back."""
+
+    def __init__(self) -> None:
+        self._later = []
+
+    def take_back(self, number: int) -> None:
+        """Nothing to do."""
+
+
+_NOWHERE = _Nowhere()
+_EMPTY = Arena(1, 1, 1)
+
+
+def end_of_stream() -> ProvidedBuffer:
+    """What a receive returns when the stream has ended."""
+    return ProvidedBuffer(_NOWHERE, _EMPTY, 0, 0)
+
+
+def private_copy(data: bytes) -> ProvidedBuffer:
+    """`data` in memory of its own, for bytes that arrived for a cancelled receive."""
+    arena = Arena(1, len(data), len(data))
+    chunk = ProvidedBuffer(_NOWHERE, arena, 0, len(data))
+    chunk.view[:] = data
+    return chunk
+
+
+class BufferRing(Home):
+    """`count` buffers of `size` bytes from which the kernel picks; made by `AsyncRing.register_buffer_ring()`.
+
+    Leaving the `with` block unregisters it.  Since Linux 5.19.  See io_uring_setup_buf_ring(3).
+    """
+
+    def __init__(
+        self,
+        ring: Ring,
+        attendant: Attendant,
+        group_id: int,
+        count: int,
+        size: int,
+        on_empty: OnEmpty,
+    ) -> None:
+        super().__init__(attendant)
+        check_size("count", count, MAX_ENTRIES)
+        if count & (count - 1):
+            raise ValueError(f"count={count} is not a power of two, as the kernel's ring wants it")
+        check_size("size", size, MAX_BUFFER_BYTES)
+        if on_empty not in ("wait", "raise"):
+            raise ValueError(f"on_empty={on_empty!r} is neither 'wait' nor 'raise'")
+        self.group_id = group_id
+        self.on_empty: OnEmpty = on_empty
+        self._count = count
+        self._size = size
+        self._arena = Arena(count, size, size)
+        made = lib.au_group_new(ring.raw, self._arena.base, size, count, group_id)
+        if made == ffi.NULL:
+            raise MemoryError(f"no memory for a ring of {count} buffers")
+        self.raw: Any = ffi.gc(made, lib.au_group_free)
+        self._ring = ring
+        code = lib.au_group_register(self.raw)
+        if code == -errno.EINVAL:  # our own checks have passed
+            raise UnsupportedKernelError("buffer rings (IORING_REGISTER_PBUF_RING) need Linux 5.19")
+        if code < 0:
+            raise registration_error(code, count * 16, f"registering a ring of {count} buffers of {size} bytes")
+        self._starved = 0
+        self._enobufs = 0
+        self._line: Line[None] = Line(attendant.new_future, lambda _: self.serve())
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __repr__(self) -> str:
+        state = f"{self.raw.with_kernel} with the kernel" if self.registered else "unregistered"
+        return f"<BufferRing {self.group_id}: {self._count} x {self._size} bytes, {state}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.unregister()
+
+    @property
+    def size(self) -> int:
+        """Bytes in each buffer: the most one receive returns."""
+        return self._size
+
+    @property
+    def registered(self) -> bool:
+        """Whether the kernel still has the group."""
+        return bool(self.raw.registered)
+
+    @property
+    def has_line(self) -> bool:
+        """Whether somebody already waits for a buffer."""
+        return len(self._line) > 0
+
+    async def wait_in_line(self, *, on_empty: OnEmpty | None, refused: bool) -> None:
+        """Wait until it makes sense to arm a receive (again); `refused`: the kernel just said ENOBUFS."""
+        self.look_again()
+        self._enobufs += refused
+        if (on_empty or self.on_empty) == "raise":
+            raise BuffersExhaustedError(
+                f"all {self._count} buffers of group {self.group_id} are in use ({self.raw.lent} lent, "
+                f"{len(self._line)} receivers waiting): release some, register more, or use on_empty='wait'"
+            )
+        if not self.registered:
+            raise RingClosedError(f"buffer ring {self.group_id} has been unregistered")
+        self._starved += 1
+        self._attendant.ask_for_turn()  # a buffer may have come back before this one joined
+        await self._line.wait(first=refused)
+
+    def serve(self) -> None:
+        """Call from the line as many as the kernel has buffers."""
+        self.look_again()
+        for _ in range(self.raw.with_kernel):
+            if not self._line.hand(None):
+                break
+
+    def take(self, flags: int, length: int) -> ProvidedBuffer:
+        """The buffer a completion's flags name becomes the caller's."""
+        number = flags >> lib.AU_CQE_BUFFER_SHIFT
+        code = lib.au_group_take(self.raw, number)
+        if code:
+            raise AssertionError(f"the kernel gave out buffer {number} of group {self.group_id}, which it did not have")
+        return ProvidedBuffer(self, self._arena, number, length)
+
+    def take_back(self, number: int) -> None:
+        """A lease ended: the buffer goes back to the kernel with the next turn."""
+        code = lib.au_group_release(self.raw, number)
+        if code < 0:
+            raise failure(code, "returning a buffer", index=number)
+        if self.raw.registered:
+            self._attendant.ask_for_turn()
+
+    def head(self) -> int:
+        """How many buffers the kernel has taken so far, modulo 65536.  Since Linux 6.8."""
+        code = int(lib.au_group_head(self.raw))
+        if code == -errno.EINVAL:
+            raise UnsupportedKernelError("asking for a buffer ring's head (IORING_REGISTER_PBUF_STATUS) needs Linux 6.8")
+        if code < 0:
+            raise failure(code, "asking for the buffer ring's head")
+        return code
+
+    def unregister(self) -> None:
+        """Take the group back from the kernel; idempotent.
+
+        Lent buffers stay valid.  Receivers in line, and receives in flight on the group, get
+        `RingClosedError`; the data stays in their sockets.
+        """
+        if not self.registered:
+            return
+        code = lib.au_group_unregister(self.raw)
+        if code < 0:
+            raise failure(code, "unregistering the buffer ring")
+        self._attendant.cancel_receives(self)
+        self.dismiss(RingClosedError(f"buffer ring {self.group_id} was unregistered while this waited"))
+
+    def dismiss(self, error: Exception) -> None:
+        """Whoever waits for a buffer gets `error`."""
+        self._line.dismiss(error)
+
+    def statistics(self) -> BufferRingStatistics:
+        """Where the buffers are now, and how often there were none."""
+        raw = self.raw
+        return BufferRingStatistics(
+            group_id=self.group_id,
+            count=self._count,
+            size=self._size,
+            with_kernel=raw.with_kernel + raw.unpublished,
+            in_use=raw.lent,
+            high_water=raw.high_water,
+            waiting=len(self._line),
+            starved=self._starved,
+            enobufs=self._enobufs,
+            published=raw.published,
+            advances=raw.advances,
+        )

@@ -1,0 +1,204 @@
+"""Owns `Arena` and `Lease`: the memory of a set of equal buffers, and one buffer of it in a caller's hands.
+
+Ownership.  A buffer is free (or with the kernel), or lent: exactly one `Lease` stands for it.  A lease
+ends once, by `release()`, by leaving its `with` block, or by being garbage-collected, which warns.  A
+request that uses a lease's memory pins it from before it is submitted until its final completion; a
+pinned lease cannot be released.  When an await was given up on because the kernel would not stop the
+request (AsyncRing's cancel_timeout), the pin stays: the caller's `with` block then ends without error and
+the buffer comes back by itself at the final completion.
+
+Views.  `view` is a memoryview of the buffer.  Release invalidates it.  CPython lets slices of a
+memoryview live on after the memoryview was released, though, and a slice that outlives the lease would
+look into somebody else's data.  Each buffer therefore has an exporter object of its own; every slice
+holds a reference to it, so its reference count tells whether any is left, and release raises
+`BufferError`, as resizing an exported bytearray does.
+
+The arena's memory is freed by reference count: leases, slices and requests all hold it.
+"""
+
+import mmap
+import sys
+import warnings
+from typing import Any, Self
+
+from aiouring._errors import ResourceBusyError, WrongContextError
+from aiouring._line import Attendant
+from aiouring._uring import ffi
+
+PAGE = mmap.PAGESIZE
+
+
+class Arena:
+    """Private anonymous memory for `count` buffers, each `stride` bytes after the last, page-aligned."""
+
+    __slots__ = ("base", "exporters", "memories")
+
+    def __init__(self, count: int, size: int, stride: int) -> None:
+        mapping = mmap.mmap(-1, count * stride, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        whole = memoryview(mapping)
+        self.base: Any = ffi.from_buffer("char[]", whole, require_writable=True)
+        # Each buffer as a C array, for requests, and as an exporter of views, see the module's header.
+        self.memories: list[Any] = [
+            ffi.from_buffer("char[]", whole[at : at + size], require_writable=True)
+            for at in range(0, count * stride, stride)
+        ]
+        self.exporters: list[Any] = [ffi.buffer(memory) for memory in self.memories]
+
+
+# What getrefcount() says of an exporter without views, asked in just the way in which it is asked below.
+_one = [ffi.buffer(ffi.new("char[1]"))]
+_WITHOUT_VIEWS = sys.getrefcount(_one[0])
+
+
+class Home:
+    """Where a buffer goes when its lease ends; the common part of `RegisteredBuffers` and `BufferRing`."""
+
+    def __init__(self, attendant: Attendant) -> None:
+        self._attendant = attendant
+        self._later: list[Lease] = []
+
+    def take_back(self, number: int) -> None:
+        """The lease of buffer `number` ended."""
+        raise NotImplementedError
+
+    def take_back_later(self, lease: "Lease") -> None:
+        """The lease ended while its memory was in use, or in another thread (the garbage collector's)."""
+        self._later.append(lease)
+        try:
+            self.look_again()
+        except WrongContextError:
+            self._attendant.ask_from_elsewhere(self.look_again)
+
+    def look_again(self) -> None:
+        """Take back what ended while it was in use, and is so no longer."""
+        for _ in range(len(self._later)):
+            lease = self._later.pop(0)
+            if lease.pins or lease.has_views():
+                self._later.append(lease)
+                continue
+            try:
+                self.take_back(lease.number)
+            except WrongContextError:
+                self._later.append(lease)
+                raise
+
+
+class Lease:
+    """One buffer lent to a caller; the common part of `FixedBuffer` and `ProvidedBuffer`."""
+
+    __slots__ = ("__weakref__", "_arena", "_home", "_length", "_view", "abandoned", "ended", "number", "pins")
+
+    def __init__(self, home: Home, arena: Arena, number: int, length: int) -> None:
+        self._home = home
+        self._arena = arena
+        self.number = number
+        self._length = length
+        self._view: memoryview | None = None
+        self.pins = 0  # requests in flight on this memory
+        self.abandoned = False  # nobody awaits those requests any more
+        self.ended = False
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __repr__(self) -> str:
+        state = "released" if self.ended else f"{self._length} bytes"
+        return f"<{type(self).__name__} {self.number} {state}>"
+
+    @property
+    def view(self) -> memoryview:
+        """The buffer's bytes, writable, until it is released.  Raises `ValueError` after that."""
+        view = self._view
+        if view is None:
+            if self.ended:
+                raise failure_released(self.number)
+            view = self._view = memoryview(self._arena.exporters[self.number])[: self._length]
+        return view
+
+    @property
+    def memory(self) -> Any:
+        """The buffer as a C array, for requests.  Raises `ValueError` after release."""
+        if self.ended:
+            raise failure_released(self.number)
+        return self._arena.memories[self.number]
+
+    def release(self) -> None:
+        """Give the buffer back; `view` is invalid from here on.
+
+        Raises:
+            ValueError: it was released before.
+            ResourceBusyError: a request is still using it.
+            BufferError: a slice of `view`, or something made from it, is still alive.
+            WrongContextError: this is not the ring's thread.
+        """
+        if self.ended:
+            raise failure_released(self.number)
+        if self.pins:
+            raise ResourceBusyError(
+                f"buffer {self.number} is in use by {self.pins} request(s) in flight: await them before releasing it"
+            )
+        self._drop_views()
+        self._home.take_back(self.number)
+        self.ended = True
+
+    def _drop_views(self) -> None:
+        view, self._view = self._view, None
+        if view is None:
+            return
+        view.release()  # BufferError: an array or a C library has it
+        if sys.getrefcount(self._arena.exporters[self.number]) != _WITHOUT_VIEWS:
+            raise BufferError(
+                f"a slice of buffer {self.number}'s view is still alive: it would see the buffer's next contents; "
+                "drop or release() it first, or copy with bytes()"
+            )
+
+    def has_views(self) -> bool:
+        """Whether any view of the buffer, or slice of one, is alive."""
+        return sys.getrefcount(self._arena.exporters[self.number]) != _WITHOUT_VIEWS
+
+    def unpinned(self) -> None:
+        """The last request on this memory completed after the lease had ended."""
+        self._home.look_again()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.ended:
+            return
+        if kind is None and not self.abandoned:
+            self.release()
+        else:
+            self._end_quietly()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.__exit__(kind)
+
+    def _end_quietly(self) -> None:
+        """End the lease under an exception that must not be replaced: now, or when the users are gone."""
+        try:
+            self.release()
+        except (BufferError, ResourceBusyError):
+            self.ended = True
+            self._home.take_back_later(self)
+
+    def __del__(self) -> None:
+        if self.ended or not self._length:
+            return
+        warnings.warn(f"{self!r} was never released", ResourceWarning, stacklevel=1, source=self)
+        if self._view is not None:
+            try:
+                self._view.release()
+            except BufferError:
+                pass  # take_back_later() waits for whoever has it
+        self.ended = True
+        self._home.take_back_later(self)
+
+
+def failure_released(number: int) -> ValueError:
+    """The exception for using a lease that has ended."""
+    return ValueError(f"buffer {number} has been released already")
+
