@@ -1,0 +1,42 @@
+"""Linux io_uring for Python's asyncio: files, sockets, registered buffers and buffer rings as awaitables."""
+
+from aiouring._abi import CompletionFlags, Features, Opcode, SetupFlags
+from aiouring._async_ring import AsyncRing, RingStatistics
+from aiouring._buffer_ring import BufferRing, BufferRingStatistics, ProvidedBuffer
+from aiouring._errors import (
+    AioUringError,
+    BuffersExhaustedError,
+    ResourceBusyError,
+    RingClosedError,
+    RingUnavailableError,
+    UnsupportedKernelError,
+    WrongContextError,
+)
+from aiouring._registered_buffers import FixedBuffer, RegisteredBuffers, RegisteredBuffersStatistics
+from aiouring._ring import Completion, Ring
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AioUringError",
+    "AsyncRing",
+    "BufferRing",
+    "BufferRingStatistics",
+    "BuffersExhaustedError",
+    "Completion",
+    "CompletionFlags",
+    "Features",
+    "FixedBuffer",
+    "Opcode",
+    "ProvidedBuffer",
+    "RegisteredBuffers",
+    "RegisteredBuffersStatistics",
+    "ResourceBusyError",
+    "Ring",
+    "RingClosedError",
+    "RingStatistics",
+    "RingUnavailableError",
+    "SetupFlags",
+    "UnsupportedKernelError",
+    "WrongContextError",
+]

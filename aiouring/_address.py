@@ -1,0 +1,38 @@
+"""Owns the packing of socket addresses into the bytes the kernel takes (`struct sockaddr_*`)."""
+
+import os
+import socket
+import struct
+from typing import Any
+
+SUN_PATH_BYTES = 108
+
+
+def pack_address(family: int, address: Any) -> bytes:
+    """`address` as Python's `socket` module writes it, as a `struct sockaddr` of `family`.
+
+    Raises `OSError` where the host is not a numeric address, `TypeError` or `ValueError` for other shapes.
+    """
+    if family == socket.AF_INET:
+        host, port = address
+        return struct.pack("=H", family) + struct.pack("!H", _port(port)) + socket.inet_pton(family, host) + bytes(8)
+    if family == socket.AF_INET6:
+        host, port, flow, scope = (*address, 0, 0)[:4]
+        if "%" in host:
+            host, _, name = host.partition("%")
+            scope = int(name) if name.isdigit() else socket.if_nametoindex(name)
+        head = struct.pack("=H", family) + struct.pack("!HI", _port(port), flow)
+        return head + socket.inet_pton(family, host) + struct.pack("=I", scope)
+    if family == socket.AF_UNIX:
+        path = os.fsencode(address)
+        if len(path) >= SUN_PATH_BYTES:
+            raise ValueError(f"a Unix socket path of {len(path)} bytes is too long: at most {SUN_PATH_BYTES - 1}")
+        abstract = path[:1] == b"\0"
+        return struct.pack("=H", family) + path + (b"" if abstract else b"\0")
+    raise ValueError(f"addresses of socket family {family} are not supported: AF_INET, AF_INET6 and AF_UNIX are")
+
+
+def _port(port: int) -> int:
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port {port} is outside 0 to 65535")
+    return port

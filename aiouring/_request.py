@@ -1,0 +1,172 @@
+"""Owns `Request`: something in flight, what must outlive the kernel's use of it, and who waits.
+
+Ownership.  A request holds everything the kernel may touch (an export of the caller's buffer, a lease, a
+socket) from before its entry is filled until its final completion, whoever has stopped waiting by then.
+The driver's table holds the request.  Nothing else frees that memory, so "the request is in the table" and
+"the kernel may write" are the same statement.
+
+A request's `user_data` is a number that is never used twice in the life of a ring: a late completion can
+name no other request, and no generation count is needed.  (DESIGN.md had slots with generations; a dict
+keyed by a 64-bit count is simpler, and as fast from Python.)
+
+A result may come when nobody wants it any more, because the awaiting task was cancelled.  What happens
+then depends on the operation, and is the only thing the subclasses here differ in: `unclaimed()`.
+"""
+
+import asyncio
+import errno
+import os
+import select
+from typing import TYPE_CHECKING, Any
+
+from aiouring._uring import ffi, lib
+
+if TYPE_CHECKING:
+    from aiouring._buffer_ring import BufferRing
+    from aiouring._lease import Lease
+
+POLL_IN, POLL_OUT = select.POLLIN, select.POLLOUT
+
+
+class Request:
+    """One request.  `file` is the Python object that owns `fd`, None where the caller gave a number."""
+
+    __slots__ = ("ended", "fd", "file", "flags", "hold", "lease", "pinned", "result", "user_data", "waiter")
+
+    #: What to poll for when the kernel says EAGAIN, as kernels before 5.7 do for O_NONBLOCK files.
+    events = POLL_IN
+    #: The errno the caller deals with itself, as a negative result.
+    expected = 0
+    #: The group a receive takes its buffer from.
+    group: "BufferRing | None" = None
+
+    def __init__(self, fd: int = -1, file: Any = None, hold: Any = None, lease: "Lease | None" = None) -> None:
+        self.fd = fd
+        self.file = file
+        self.hold = hold
+        self.lease = lease
+        self.pinned = False
+        self.user_data = 0
+        self.result = 0
+        self.flags = 0
+        self.ended = False
+        self.waiter: asyncio.Future[int] | None = None
+
+    def __repr__(self) -> str:
+        state = f"ended {self.result}" if self.ended else ("awaited" if self.waiter else "detached")
+        return f"<{type(self).__name__} {self.user_data} fd={self.fd} {state}>"
+
+    def unclaimed(self, leftovers: "Leftovers") -> None:
+        """The result came, and whoever waited for it was cancelled."""
+
+
+class Write(Request):
+    """Sends and writes: on EAGAIN they wait for room."""
+
+    __slots__ = ()
+    events = POLL_OUT
+
+
+class Timeout(Request):
+    """A timer: ETIME is how it succeeds."""
+
+    __slots__ = ()
+    expected = errno.ETIME
+
+
+class Accept(Request):
+    """An accept: a connection that nobody takes is closed, so that its peer sees the end."""
+
+    __slots__ = ()
+
+    def unclaimed(self, leftovers: "Leftovers") -> None:
+        """Close the connection."""
+        if self.result >= 0:
+            os.close(self.result)
+
+
+class Receive(Request):
+    """A receive into the caller's memory: bytes that nobody takes go to the next receive."""
+
+    __slots__ = ()
+
+    def unclaimed(self, leftovers: "Leftovers") -> None:
+        """Copy the bytes: the memory is the caller's again."""
+        if self.result > 0:
+            leftovers.keep(self.fd, ffi.buffer(self.hold)[: self.result])
+
+
+class Read(Receive):
+    """A read at the file's own position: put the position back, or keep the bytes of a pipe."""
+
+    __slots__ = ()
+
+    def unclaimed(self, leftovers: "Leftovers") -> None:
+        """Undo the read where the file can seek, else keep its bytes."""
+        if self.result > 0:
+            try:
+                os.lseek(self.fd, -self.result, os.SEEK_CUR)
+            except OSError:
+                super().unclaimed(leftovers)
+
+
+class ProvidedReceive(Request):
+    """A receive into a buffer of a group: bytes that nobody takes go to the next receive."""
+
+    __slots__ = ("group",)
+    expected = errno.ENOBUFS
+
+    def __init__(self, fd: int, file: Any, group: "BufferRing") -> None:
+        super().__init__(fd, file)
+        self.group: BufferRing = group
+
+    def unclaimed(self, leftovers: "Leftovers") -> None:
+        """Copy the bytes and give the buffer back: a socket nobody reads must not hold one for ever."""
+        if self.flags & lib.AU_CQE_F_BUFFER:
+            with self.group.take(self.flags, max(self.result, 0)) as chunk:
+                if chunk:
+                    leftovers.keep(self.fd, bytes(chunk.view))
+
+
+class Leftovers:
+    """Bytes that arrived for a receive which had been cancelled, until the next receive on that file.
+
+    Kept under the descriptor's number together with the file's identity, so that a file which gets the
+    number later never sees them.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[tuple[int, int], bytes]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._kept)
+
+    def keep(self, fd: int, data: bytes) -> None:
+        """Keep `data` for the next receive on `fd`, behind what is kept already."""
+        try:
+            identity = identify(fd)
+        except OSError:
+            return  # closed: no receive will follow
+        before = self._kept.get(fd)
+        if before is not None and before[0] == identity:
+            data = before[1] + data
+        self._kept[fd] = (identity, data)
+
+    def take(self, fd: int, most: int) -> bytes:
+        """The first `most` bytes kept for `fd`, taken out; empty if there are none."""
+        identity, data = self._kept.pop(fd, (None, b""))
+        if identity is None or identity != identify(fd):
+            return b""
+        if len(data) > most:
+            self._kept[fd] = (identity, data[most:])
+        return data[:most]
+
+    def forget(self, fd: int) -> None:
+        """The file is being closed."""
+        self._kept.pop(fd, None)
+
+
+def identify(fd: int) -> tuple[int, int]:
+    """Which file a descriptor stands for: its device and inode."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
