@@ -12,6 +12,7 @@ from aiouring._errors import (
     UnsupportedKernelError,
     WrongContextError,
 )
+from aiouring._probe import Probe, probe
 from aiouring._registered_buffers import FixedBuffer, RegisteredBuffers, RegisteredBuffersStatistics
 from aiouring._ring import Completion, Ring
 
@@ -28,6 +29,7 @@ __all__ = [
     "Features",
     "FixedBuffer",
     "Opcode",
+    "Probe",
     "ProvidedBuffer",
     "RegisteredBuffers",
     "RegisteredBuffersStatistics",
@@ -39,4 +41,5 @@ __all__ = [
     "SetupFlags",
     "UnsupportedKernelError",
     "WrongContextError",
+    "probe",
 ]

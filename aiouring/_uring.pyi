@@ -1,0 +1,287 @@
+"""The typed face of the compiled module; a test holds it to what cffi really exports."""
+
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+#: A cffi array of bytes; it holds the export of the buffer that it was made from.
+CMemory: TypeAlias = Any
+#: A cffi structure that has no face here (the simulated kernel of the tests looks into them).
+CStruct: TypeAlias = Any
+
+class CRing:
+    fd: int
+    event_fd: int
+    state: int
+    setup_flags: int
+    features: int
+    sq_entries: int
+    cq_entries: int
+    ready: int
+    events: CMemory
+    last_user_data: int
+    submitted: int
+    completed: int
+    enters: int
+    wakeups: int
+    overflow_flushes: int
+    submit_errors: int
+
+class CBuffers:
+    count: int
+    registered: int
+
+class CGroup:
+    count: int
+    with_kernel: int
+    unpublished: int
+    lent: int
+    high_water: int
+    group_id: int
+    tail: int
+    registered: int
+    published: int
+    advances: int
+
+class _FFI:
+    NULL: Any
+    def gc(self, pointer: Any, destructor: Callable[[Any], None]) -> Any: ...
+    def new(self, kind: str, initial: object = ...) -> Any: ...
+    def cast(self, kind: str, value: object) -> Any: ...
+    def callback(self, kind: str, function: Callable[..., int]) -> Any: ...
+    def from_buffer(self, data: object, /, *, require_writable: bool = ...) -> CMemory: ...
+    def buffer(self, memory: CMemory, size: int = ...) -> Any: ...
+    def memmove(self, target: Any, source: Any, size: int) -> None: ...
+    def unpack(self, memory: CMemory, length: int) -> list[int]: ...
+    def release(self, memory: CMemory) -> None: ...
+    def sizeof(self, kind: Any) -> int: ...
+    def typeof(self, kind: Any) -> Any: ...
+
+class _Kernel:
+    setup: Any
+    enter: Any
+    do_register: Any
+
+class _Lib:
+    au_kernel: _Kernel
+    au_kernel_setup: Any
+    au_kernel_enter: Any
+    au_kernel_register: Any
+    def au_ring_setup(self, ring: CRing, sq_entries: int, cq_entries: int, flags: int, /) -> int: ...
+    def au_ring_enable(self, ring: CRing, /) -> int: ...
+    def au_ring_check(self, ring: CRing, /) -> int: ...
+    def au_ring_open_eventfd(self, ring: CRing, /) -> int: ...
+    def au_ring_close_eventfd(self, ring: CRing, /) -> int: ...
+    def au_ring_register(self, ring: CRing, opcode: int, argument: CStruct, count: int, /) -> int: ...
+    def au_ring_unsubmitted(self, ring: CRing, /) -> int: ...
+    def au_ring_disarm(self, ring: CRing, user_data: int, /) -> int: ...
+    def au_ring_turn(self, ring: CRing, woken: int, /) -> int: ...
+    def au_ring_wait(self, ring: CRing, min_complete: int, timeout_ns: int, /) -> int: ...
+    def au_ring_close(self, ring: CRing, /) -> int: ...
+    def au_prepare(
+        self,
+        ring: CRing,
+        user_data: int,
+        opcode: int,
+        fd: int,
+        offset: int,
+        address: int,
+        length: int,
+        op_flags: int,
+        how: int,
+        /,
+    ) -> int: ...
+    def au_prepare_memory(
+        self,
+        ring: CRing,
+        user_data: int,
+        opcode: int,
+        fd: int,
+        memory: CMemory,
+        capacity: int,
+        start: int,
+        length: int,
+        offset: int,
+        op_flags: int,
+        how: int,
+        /,
+    ) -> int: ...
+    def au_prepare_fixed(
+        self,
+        ring: CRing,
+        user_data: int,
+        opcode: int,
+        fd: int,
+        buffers: CBuffers,
+        index: int,
+        start: int,
+        length: int,
+        offset: int,
+        how: int,
+        /,
+    ) -> int: ...
+    def au_prepare_select(
+        self,
+        ring: CRing,
+        user_data: int,
+        opcode: int,
+        fd: int,
+        group: CGroup,
+        length: int,
+        offset: int,
+        op_flags: int,
+        how: int,
+        /,
+    ) -> int: ...
+    def au_buffers_init(
+        self, buffers: CBuffers, ring: CRing, base: CMemory, size: int, stride: int, count: int, /
+    ) -> None: ...
+    def au_buffers_register(self, buffers: CBuffers, /) -> int: ...
+    def au_buffers_unregister(self, buffers: CBuffers, /) -> int: ...
+    def au_buffers_lend(self, buffers: CBuffers, index: int, /) -> int: ...
+    def au_buffers_give_back(self, buffers: CBuffers, index: int, /) -> int: ...
+    def au_group_init(
+        self, group: CGroup, ring: CRing, base: CMemory, size: int, count: int, group_id: int, /
+    ) -> int: ...
+    def au_group_register(self, group: CGroup, /) -> int: ...
+    def au_group_unregister(self, group: CGroup, /) -> int: ...
+    def au_group_take(self, group: CGroup, buffer_id: int, /) -> int: ...
+    def au_group_release(self, group: CGroup, buffer_id: int, /) -> int: ...
+    def au_group_head(self, group: CGroup, /) -> int: ...
+    def au_group_close(self, group: CGroup, /) -> None: ...
+    AU_OP_NOP: Final[int]
+    AU_OP_READV: Final[int]
+    AU_OP_WRITEV: Final[int]
+    AU_OP_FSYNC: Final[int]
+    AU_OP_READ_FIXED: Final[int]
+    AU_OP_WRITE_FIXED: Final[int]
+    AU_OP_POLL_ADD: Final[int]
+    AU_OP_POLL_REMOVE: Final[int]
+    AU_OP_SYNC_FILE_RANGE: Final[int]
+    AU_OP_SENDMSG: Final[int]
+    AU_OP_RECVMSG: Final[int]
+    AU_OP_TIMEOUT: Final[int]
+    AU_OP_TIMEOUT_REMOVE: Final[int]
+    AU_OP_ACCEPT: Final[int]
+    AU_OP_ASYNC_CANCEL: Final[int]
+    AU_OP_LINK_TIMEOUT: Final[int]
+    AU_OP_CONNECT: Final[int]
+    AU_OP_FALLOCATE: Final[int]
+    AU_OP_OPENAT: Final[int]
+    AU_OP_CLOSE: Final[int]
+    AU_OP_FILES_UPDATE: Final[int]
+    AU_OP_STATX: Final[int]
+    AU_OP_READ: Final[int]
+    AU_OP_WRITE: Final[int]
+    AU_OP_FADVISE: Final[int]
+    AU_OP_MADVISE: Final[int]
+    AU_OP_SEND: Final[int]
+    AU_OP_RECV: Final[int]
+    AU_OP_OPENAT2: Final[int]
+    AU_OP_EPOLL_CTL: Final[int]
+    AU_OP_SPLICE: Final[int]
+    AU_OP_PROVIDE_BUFFERS: Final[int]
+    AU_OP_REMOVE_BUFFERS: Final[int]
+    AU_OP_TEE: Final[int]
+    AU_OP_SHUTDOWN: Final[int]
+    AU_OP_RENAMEAT: Final[int]
+    AU_OP_UNLINKAT: Final[int]
+    AU_OP_MKDIRAT: Final[int]
+    AU_OP_SYMLINKAT: Final[int]
+    AU_OP_LINKAT: Final[int]
+    AU_OP_MSG_RING: Final[int]
+    AU_OP_FSETXATTR: Final[int]
+    AU_OP_SETXATTR: Final[int]
+    AU_OP_FGETXATTR: Final[int]
+    AU_OP_GETXATTR: Final[int]
+    AU_OP_SOCKET: Final[int]
+    AU_OP_URING_CMD: Final[int]
+    AU_OP_SEND_ZC: Final[int]
+    AU_OP_SENDMSG_ZC: Final[int]
+    AU_OP_READ_MULTISHOT: Final[int]
+    AU_OP_WAITID: Final[int]
+    AU_OP_FUTEX_WAIT: Final[int]
+    AU_OP_FUTEX_WAKE: Final[int]
+    AU_OP_FUTEX_WAITV: Final[int]
+    AU_OP_FIXED_FD_INSTALL: Final[int]
+    AU_OP_FTRUNCATE: Final[int]
+    AU_OP_BIND: Final[int]
+    AU_OP_LISTEN: Final[int]
+    AU_OP_RECV_ZC: Final[int]
+    AU_OP_EPOLL_WAIT: Final[int]
+    AU_OP_READV_FIXED: Final[int]
+    AU_OP_WRITEV_FIXED: Final[int]
+    AU_OP_PIPE: Final[int]
+    AU_SETUP_CQSIZE: Final[int]
+    AU_SETUP_CLAMP: Final[int]
+    AU_SETUP_R_DISABLED: Final[int]
+    AU_SETUP_SUBMIT_ALL: Final[int]
+    AU_SETUP_COOP_TASKRUN: Final[int]
+    AU_SETUP_TASKRUN_FLAG: Final[int]
+    AU_SETUP_SINGLE_ISSUER: Final[int]
+    AU_SETUP_DEFER_TASKRUN: Final[int]
+    AU_SETUP_NO_SQARRAY: Final[int]
+    AU_FEAT_SINGLE_MMAP: Final[int]
+    AU_FEAT_NODROP: Final[int]
+    AU_FEAT_SUBMIT_STABLE: Final[int]
+    AU_FEAT_RW_CUR_POS: Final[int]
+    AU_FEAT_CUR_PERSONALITY: Final[int]
+    AU_FEAT_FAST_POLL: Final[int]
+    AU_FEAT_POLL_32BITS: Final[int]
+    AU_FEAT_SQPOLL_NONFIXED: Final[int]
+    AU_FEAT_EXT_ARG: Final[int]
+    AU_FEAT_NATIVE_WORKERS: Final[int]
+    AU_FEAT_RSRC_TAGS: Final[int]
+    AU_FEAT_CQE_SKIP: Final[int]
+    AU_FEAT_LINKED_FILE: Final[int]
+    AU_FEAT_REG_REG_RING: Final[int]
+    AU_FEAT_RECVSEND_BUNDLE: Final[int]
+    AU_FEAT_MIN_TIMEOUT: Final[int]
+    AU_FEAT_RW_ATTR: Final[int]
+    AU_FEAT_NO_IOWAIT: Final[int]
+    AU_SQE_ASYNC: Final[int]
+    AU_SQE_BUFFER_SELECT: Final[int]
+    AU_CQE_F_BUFFER: Final[int]
+    AU_CQE_F_MORE: Final[int]
+    AU_CQE_F_SOCK_NONEMPTY: Final[int]
+    AU_CQE_F_NOTIF: Final[int]
+    AU_CQE_BUFFER_SHIFT: Final[int]
+    AU_RECVSEND_POLL_FIRST: Final[int]
+    AU_CANCEL_ALL: Final[int]
+    AU_CANCEL_FD: Final[int]
+    AU_CANCEL_ANY: Final[int]
+    AU_FSYNC_DATASYNC: Final[int]
+    AU_SQ_CQ_OVERFLOW: Final[int]
+    AU_SQ_TASKRUN: Final[int]
+    AU_ENTER_GETEVENTS: Final[int]
+    AU_ENTER_EXT_ARG: Final[int]
+    AU_REGISTER_BUFFERS: Final[int]
+    AU_UNREGISTER_BUFFERS: Final[int]
+    AU_REGISTER_EVENTFD: Final[int]
+    AU_UNREGISTER_EVENTFD: Final[int]
+    AU_REGISTER_PROBE: Final[int]
+    AU_REGISTER_ENABLE_RINGS: Final[int]
+    AU_REGISTER_PBUF_RING: Final[int]
+    AU_UNREGISTER_PBUF_RING: Final[int]
+    AU_REGISTER_PBUF_STATUS: Final[int]
+    AU_MAX_TRANSFER: Final[int]
+    AU_MAX_BUFFERS: Final[int]
+    AU_MAX_BUFFER_BYTES: Final[int]
+    AU_MAX_GROUP_ENTRIES: Final[int]
+    AU_MAX_GROUP_ID: Final[int]
+    AU_CLOSED: Final[int]
+    AU_FORKED: Final[int]
+    AU_WRONG_THREAD: Final[int]
+    AU_DISABLED: Final[int]
+    AU_FULL: Final[int]
+    AU_BAD_LENGTH: Final[int]
+    AU_BAD_OFFSET: Final[int]
+    AU_BAD_INDEX: Final[int]
+    AU_NOT_LENT: Final[int]
+    AU_RING_FD: Final[int]
+    AU_AGAIN: Final[int]
+    AU_EVENTS_MAX: Final[int]
+    AU_GUARD_FD: Final[int]
+    AU_SLOTS_AT_ONCE: Final[int]
+
+ffi: _FFI
+lib: _Lib
