@@ -13,7 +13,6 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeAlias
 
-from aiouring._abi import Opcode
 from aiouring._address import pack_address
 from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer, end_of_stream, private_copy
 from aiouring._driver import Driver
@@ -123,6 +122,7 @@ class AsyncRing:
             return
         if self._closing is None:
             driver.check()
+            driver.stop_intake()
             self._closing = driver.loop.create_task(driver.close(self._close_timeout), name="aiouring close")
         cancelled: asyncio.CancelledError | None = None
         while not self._closing.done():
@@ -138,7 +138,7 @@ class AsyncRing:
     def __del__(self) -> None:
         driver = getattr(self, "_driver", None)
         if driver is None or self._closed or driver.ring.closed:
-            return
+            return  # a ring that nobody used closes itself
         warnings.warn(f"{self!r} was never closed: use 'async with', or await aclose()", ResourceWarning, 1, self)
         driver.abandon()
 
@@ -169,7 +169,7 @@ class AsyncRing:
 
         Since Linux 5.1.  See io_uring_register_buffers(3).
         """
-        driver = self._bound()
+        driver = self._driver or self._bound()
         driver.check()
         if driver.buffers is not None and driver.buffers.registered:
             raise ResourceBusyError("this ring has registered buffers already: a ring has one table of them")
@@ -183,7 +183,7 @@ class AsyncRing:
 
         Since Linux 5.19.  See io_uring_setup_buf_ring(3).
         """
-        driver = self._bound()
+        driver = self._driver or self._bound()
         driver.check()
         driver.groups = {number: group for number, group in driver.groups.items() if group.registered}
         group_id = next(number for number in range(len(driver.groups) + 1) if number not in driver.groups)
@@ -197,7 +197,7 @@ class AsyncRing:
 
     async def nop(self) -> None:
         """Do nothing, by way of the kernel: for measuring."""
-        await self._bound().perform(Request(), lib.au_prepare, Opcode.NOP, -1, 0, 0, 0, 0, 0)
+        await (self._driver or self._bound()).perform(Request(), lib.au_prepare, lib.AU_OP_NOP, -1, 0, 0, 0, 0, 0)
 
     async def read(self, fd: File, buffer: Bytes, offset: int | None = None) -> int:
         """Read into `buffer`; returns the number of bytes, 0 at the end of the file.
@@ -210,7 +210,7 @@ class AsyncRing:
         """
         number, file, how = _resolve(fd)
         memory, length, lease = _memory(buffer, writable=True)
-        driver = self._bound()
+        driver = self._driver or self._bound()
         if offset is None:
             if driver.leftovers and (data := driver.leftovers.take(number, length)):
                 return _fill(memory, data)
@@ -218,7 +218,7 @@ class AsyncRing:
         else:
             request = Request(number, file, memory, lease)
         return await driver.perform(
-            request, lib.au_prepare_memory, Opcode.READ, number, memory, length, 0, length, _offset(offset), 0, how
+            request, lib.au_prepare_memory, lib.AU_OP_READ, number, memory, length, 0, length, _offset(offset), 0, how
         )
 
     async def write(self, fd: File, data: Bytes, offset: int | None = None) -> int:
@@ -231,8 +231,8 @@ class AsyncRing:
         number, file, how = _resolve(fd)
         memory, length, lease = _memory(data, writable=False)
         request = Write(number, file, memory, lease)
-        return await self._bound().perform(
-            request, lib.au_prepare_memory, Opcode.WRITE, number, memory, length, 0, length, _offset(offset), 0, how
+        return await (self._driver or self._bound()).perform(
+            request, lib.au_prepare_memory, lib.AU_OP_WRITE, number, memory, length, 0, length, _offset(offset), 0, how
         )
 
     async def read_fixed(
@@ -242,7 +242,7 @@ class AsyncRing:
 
         Returns the number of bytes, 0 at the end of the file.  Since Linux 5.1.  See io_uring_prep_read_fixed(3).
         """
-        return await self._fixed(Request, Opcode.READ_FIXED, fd, buffer, offset, start, length)
+        return await self._fixed(Request, lib.AU_OP_READ_FIXED, fd, buffer, offset, start, length)
 
     async def write_fixed(
         self, fd: File, buffer: FixedBuffer, offset: int | None = None, *, start: int = 0, length: int | None = None
@@ -251,7 +251,7 @@ class AsyncRing:
 
         Returns the number of bytes written.  Since Linux 5.1.  See io_uring_prep_write_fixed(3).
         """
-        return await self._fixed(Write, Opcode.WRITE_FIXED, fd, buffer, offset, start, length)
+        return await self._fixed(Write, lib.AU_OP_WRITE_FIXED, fd, buffer, offset, start, length)
 
     async def _fixed(
         self,
@@ -273,7 +273,7 @@ class AsyncRing:
             kind, hold = Read, memory[start : start + length] if 0 <= start <= start + length <= len(buffer) else None
         else:
             hold = memory
-        return await self._bound().perform(
+        return await (self._driver or self._bound()).perform(
             kind(number, file, hold, buffer),
             lib.au_prepare_fixed,
             opcode,
@@ -293,8 +293,8 @@ class AsyncRing:
         """
         number, file, how = _resolve(fd)
         flags = lib.AU_FSYNC_DATASYNC if data_only else 0
-        await self._bound().perform(
-            Write(number, file), lib.au_prepare, Opcode.FSYNC, number, 0, 0, 0, flags, how
+        await (self._driver or self._bound()).perform(
+            Write(number, file), lib.au_prepare, lib.AU_OP_FSYNC, number, 0, 0, 0, flags, how
         )
 
     # ---- sockets -------------------------------------------------------------------------------
@@ -307,8 +307,8 @@ class AsyncRing:
         """
         number, file, how = _resolve(sock)
         flags = socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        fd = await self._bound().perform(
-            Accept(number, file), lib.au_prepare, Opcode.ACCEPT, number, 0, 0, 0, flags, how
+        fd = await (self._driver or self._bound()).perform(
+            Accept(number, file), lib.au_prepare, lib.AU_OP_ACCEPT, number, 0, 0, 0, flags, how
         )
         if isinstance(sock, socket.socket):
             connection = socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
@@ -323,7 +323,7 @@ class AsyncRing:
         After a cancellation the socket's state is undefined: close it.  Since Linux 5.5.  See
         io_uring_prep_connect(3).
         """
-        driver = self._bound()
+        driver = self._driver or self._bound()
         try:
             packed = pack_address(sock.family, address)
         except OSError:
@@ -337,7 +337,7 @@ class AsyncRing:
         await driver.perform(
             Write(number, file, memory),
             lib.au_prepare_memory,
-            Opcode.CONNECT,
+            lib.AU_OP_CONNECT,
             number,
             memory,
             size,
@@ -362,7 +362,7 @@ class AsyncRing:
         Since Linux 5.19.  See io_uring_prep_recv(3) and io_uring_setup_buf_ring(3).
         """
         number, file, how = _resolve(sock)
-        driver = self._bound()
+        driver = self._driver or self._bound()
         key = self._enter_receive(sock)
         try:
             if driver.leftovers and (data := driver.leftovers.take(number, group.size)):
@@ -377,7 +377,7 @@ class AsyncRing:
                     if identify(number) != identity:
                         raise kernel_error(errno.EBADF, "the socket was closed while this waited for a buffer")
                 result = await driver.perform(
-                    request, lib.au_prepare_select, Opcode.RECV, number, group.raw, 0, 0, 0, how
+                    request, lib.au_prepare_select, lib.AU_OP_RECV, number, group.raw, 0, 0, 0, how
                 )
                 if result != -errno.ENOBUFS:
                     break
@@ -402,7 +402,7 @@ class AsyncRing:
         """
         number, file, how = _resolve(sock)
         memory, length, lease = _memory(buffer, writable=True)
-        driver = self._bound()
+        driver = self._driver or self._bound()
         key = self._enter_receive(sock)
         try:
             if driver.leftovers and (data := driver.leftovers.take(number, length)):
@@ -410,7 +410,7 @@ class AsyncRing:
             return await driver.perform(
                 Receive(number, file, memory, lease),
                 lib.au_prepare_memory,
-                Opcode.RECV,
+                lib.AU_OP_RECV,
                 number,
                 memory,
                 length,
@@ -437,10 +437,10 @@ class AsyncRing:
         """
         number, file, how = _resolve(sock)
         memory, length, lease = _memory(data, writable=False)
-        return await self._bound().perform(
+        return await (self._driver or self._bound()).perform(
             Write(number, file, memory, lease),
             lib.au_prepare_memory,
-            Opcode.SEND,
+            lib.AU_OP_SEND,
             number,
             memory,
             length,
@@ -458,14 +458,14 @@ class AsyncRing:
         """
         number, file, how = _resolve(sock)
         memory, length, lease = _memory(data, writable=False)
-        driver = self._bound()
+        driver = self._driver or self._bound()
         start = 0
         flags = socket.MSG_NOSIGNAL | socket.MSG_WAITALL
         while start < length:
             start += await driver.perform(
                 Write(number, file, memory, lease),
                 lib.au_prepare_memory,
-                Opcode.SEND,
+                lib.AU_OP_SEND,
                 number,
                 memory,
                 length,
@@ -485,12 +485,12 @@ class AsyncRing:
         wait on it get `OSError` (ECANCELED).  Since Linux 5.6.  See io_uring_prep_close(3).
         """
         number, _, how = _resolve(file)
-        driver = self._bound()
+        driver = self._driver or self._bound()
         await self._stop(driver, number, file)
         driver.leftovers.forget(number)
         if isinstance(file, socket.socket):
             number, how = file.detach(), 0
-        await driver.perform(Write(number), lib.au_prepare, Opcode.CLOSE, number, 0, 0, 0, 0, how)
+        await driver.perform(Write(number), lib.au_prepare, lib.AU_OP_CLOSE, number, 0, 0, 0, 0, how)
 
     async def cancel(self, file: File) -> int:
         """Cancel every request of this ring on a file; returns how many there were.
@@ -512,8 +512,8 @@ class AsyncRing:
         Since Linux 5.1.  See io_uring_prep_poll_add(3).
         """
         number, file, how = _resolve(fd)
-        return await self._bound().perform(
-            Request(number, file), lib.au_prepare, Opcode.POLL_ADD, number, 0, 0, 0, events, how
+        return await (self._driver or self._bound()).perform(
+            Request(number, file), lib.au_prepare, lib.AU_OP_POLL_ADD, number, 0, 0, 0, events, how
         )
 
     async def timeout(self, seconds: float) -> None:
@@ -522,8 +522,8 @@ class AsyncRing:
             raise ValueError(f"seconds={seconds} is outside 0 to {2**32}")
         whole = int(seconds)
         time = ffi.new("int64_t[2]", [whole, int((seconds - whole) * 1e9)])
-        await self._bound().perform(
-            Timeout(hold=time), lib.au_prepare_memory, Opcode.TIMEOUT, -1, time, 16, 0, 1, 0, 0, 0
+        await (self._driver or self._bound()).perform(
+            Timeout(hold=time), lib.au_prepare_memory, lib.AU_OP_TIMEOUT, -1, time, 16, 0, 1, 0, 0, 0
         )
 
 

@@ -16,8 +16,9 @@ How this fits together
 """
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from aiouring._errors import BuffersExhaustedError, RingClosedError, UnsupportedKernelError, failure
 from aiouring._lease import Arena, Home, Lease
@@ -26,10 +27,13 @@ from aiouring._registered_buffers import registration_error
 from aiouring._ring import Ring, check_size
 from aiouring._uring import ffi, lib
 
+if TYPE_CHECKING:
+    from aiouring._uring import CGroup
+
 OnEmpty = Literal["wait", "raise"]
 
-MAX_ENTRIES = int(lib.AU_MAX_GROUP_ENTRIES)
-MAX_BUFFER_BYTES = int(lib.AU_MAX_BUFFER_BYTES)
+MAX_ENTRIES = lib.AU_MAX_GROUP_ENTRIES
+MAX_BUFFER_BYTES = lib.AU_MAX_BUFFER_BYTES
 
 
 class ProvidedBuffer(Lease):
@@ -120,12 +124,10 @@ class BufferRing(Home):
         self._count = count
         self._size = size
         self._arena = Arena(count, size, size)
-        made = lib.au_group_new(ring.raw, self._arena.base, size, count, group_id)
-        if made == ffi.NULL:
-            raise MemoryError(f"no memory for a ring of {count} buffers")
-        self.raw: Any = ffi.gc(made, lib.au_group_free)
-        self._ring = ring
-        code = lib.au_group_register(self.raw)
+        self.raw: CGroup = ffi.new("au_group *", {"is_lent": count})
+        self._ring = ring  # the C group points to the C ring
+        code = lib.au_group_init(self.raw, ring.raw, self._arena.base, size, count, group_id)
+        code = code or lib.au_group_register(self.raw)
         if code == -errno.EINVAL:  # our own checks have passed
             raise UnsupportedKernelError("buffer rings (IORING_REGISTER_PBUF_RING) need Linux 5.19")
         if code < 0:
@@ -133,6 +135,10 @@ class BufferRing(Home):
         self._starved = 0
         self._enobufs = 0
         self._line: Line[None] = Line(attendant.new_future, lambda _: self.serve())
+
+    def __del__(self, close: Callable[[Any], None] = lib.au_group_close) -> None:
+        if hasattr(self, "raw"):
+            close(self.raw)  # does nothing while the kernel has the group
 
     def __len__(self) -> int:
         return self._count
@@ -202,7 +208,7 @@ class BufferRing(Home):
 
     def head(self) -> int:
         """How many buffers the kernel has taken so far, modulo 65536.  Since Linux 6.8."""
-        code = int(lib.au_group_head(self.raw))
+        code = lib.au_group_head(self.raw)
         if code == -errno.EINVAL:
             raise UnsupportedKernelError("asking for a buffer ring's head (IORING_REGISTER_PBUF_STATUS) needs Linux 6.8")
         if code < 0:

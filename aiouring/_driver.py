@@ -27,11 +27,11 @@ import errno
 import logging
 import warnings
 import weakref
-from asyncio import get_running_loop
+from asyncio import _get_running_loop
 from collections.abc import Callable
+from operator import length_hint
 from typing import Any, NoReturn
 
-from aiouring._abi import Opcode
 from aiouring._buffer_ring import BufferRing
 from aiouring._errors import RingClosedError, WrongContextError, failure, kernel_error
 from aiouring._registered_buffers import RegisteredBuffers
@@ -71,6 +71,7 @@ class Driver:
         self.inflight: dict[int, Request] = {}
         self.leftovers = Leftovers()
         self.closing = False
+        self._usable = True
         self.broken: OSError | None = None
         self.buffers: RegisteredBuffers | None = None
         self.groups: dict[int, BufferRing] = {}
@@ -87,6 +88,7 @@ class Driver:
         self._retries = 0
         self._emptied: asyncio.Future[None] | None = None
         self.new_future = loop.create_future
+        ring.attended = True
         ring.enable()
         self._watch()
         LIVE.add(self)
@@ -109,9 +111,26 @@ class Driver:
 
         A negative result raises `OSError`, except `request.expected`, which is returned.
         """
-        self._start(request, prepare, arguments)
-        waiter = request.waiter
-        assert waiter is not None
+        if _get_running_loop() is not self.loop or not self._usable:
+            self._refuse()
+        self._numbers = request.user_data = user_data = self._numbers + 1
+        request.ended = False
+        request.waiter = waiter = self.new_future()
+        self.inflight[user_data] = request
+        try:
+            if request.lease is not None:
+                request.lease.pins += 1
+                request.pinned = True
+            code = prepare(self._raw, user_data, *arguments)
+            if code:
+                self._fill_again(code, user_data, prepare, arguments)
+            if request.file is not None:
+                self._queued.append(request)
+            if not self._scheduled:
+                self.ask_for_turn()
+        except BaseException as error:
+            self._not_started(request, error)
+            raise
         try:
             result = await waiter
         except asyncio.CancelledError:
@@ -126,36 +145,18 @@ class Driver:
 
     def check(self) -> None:
         """Raise unless this is the ring's loop and thread, and the ring is open."""
-        if get_running_loop() is not self.loop or self.closing or self.broken:
+        if _get_running_loop() is not self.loop or not self._usable:
             self._refuse()
 
-    def _start(self, request: Request, prepare: Callable[..., int], arguments: tuple[Any, ...]) -> None:
-        if get_running_loop() is not self.loop or self.closing or self.broken:
-            self._refuse()  # check(), without the call
-        self._numbers = user_data = self._numbers + 1
-        request.user_data = user_data
-        request.ended = False
-        request.waiter = self.new_future()
-        self.inflight[user_data] = request
-        if request.lease is not None:
-            request.lease.pins += 1
-            request.pinned = True
-        try:
-            code = prepare(self._raw, user_data, *arguments)
-            if code:
-                self._fill_again(code, user_data, prepare, arguments)
-            if request.file is not None:
-                self._queued.append(request)
-            if not self._scheduled:
-                self.ask_for_turn()
-        except BaseException as error:
-            if self._raw.last_user_data == user_data:
-                self._detach(request)  # it was filled: an interrupt struck right afterwards
-            else:
-                self._end(request)
-            if isinstance(error, OverflowError):
-                raise ValueError(f"a number does not fit what the kernel takes: {error}") from None
-            raise
+    def _not_started(self, request: Request, error: BaseException) -> None:
+        """Something was raised while a request was being filled: undo it, or let it go on alone."""
+        if self._raw.last_user_data == request.user_data:
+            self._detach(request)  # it had been filled: an interrupt struck right afterwards
+        else:
+            self._end(request)
+            request.let_go()
+        if isinstance(error, OverflowError):
+            raise ValueError(f"a number does not fit what the kernel takes: {error}") from None
 
     def _fill_again(self, code: int, user_data: int, prepare: Callable[..., int], arguments: tuple[Any, ...]) -> None:
         """The entry was not filled.  If the queue was full, submit what it holds and try once more."""
@@ -184,17 +185,18 @@ class Driver:
         number = -request.result
         if self.broken:
             raise OSError(self.broken.errno, self.broken.strerror)
-        if self.closing and number == errno.ECANCELED:
-            raise RingClosedError("the ring was closed while this was in flight")
+        if number not in (errno.EAGAIN, errno.EINTR):
+            request.let_go()
+            if self.closing and number == errno.ECANCELED:
+                raise RingClosedError("the ring was closed while this was in flight")
+            raise kernel_error(number)
         if number == errno.EAGAIN:
             identity = identify(request.fd)
             poll = Request(request.fd, request.file)
             how = 0 if request.file is not None else lib.AU_GUARD_FD
-            await self.perform(poll, lib.au_prepare, Opcode.POLL_ADD, request.fd, 0, 0, 0, request.events, how)
+            await self.perform(poll, lib.au_prepare, lib.AU_OP_POLL_ADD, request.fd, 0, 0, 0, request.events, how)
             if identify(request.fd) != identity:
                 raise kernel_error(errno.EBADF, "the file was closed while this waited")
-        elif number != errno.EINTR:
-            raise kernel_error(number)
         return await self.perform(request, prepare, *arguments)
 
     async def _withdraw(self, request: Request) -> None:
@@ -232,7 +234,7 @@ class Driver:
         """Queue a cancel for `request`; its own completion (user_data 0) is ignored."""
         if self.broken or self.ring.closed:
             return
-        arguments = (Opcode.ASYNC_CANCEL, -1, 0, request.user_data, 0, 0, 0)
+        arguments = (lib.AU_OP_ASYNC_CANCEL, -1, 0, request.user_data, 0, 0, 0)
         code = lib.au_prepare(self._raw, 0, *arguments)
         if code == lib.AU_FULL:
             self._turn(0)
@@ -254,8 +256,10 @@ class Driver:
             waiter.set_result(0)
 
     def _unclaimed(self, request: Request) -> None:
+        """The result is nobody's any more: the request knows what to do with it."""
         try:
             request.unclaimed(self.leftovers)
+            request.let_go()
         except Exception as error:  # noqa: BLE001 - reported, and the rest of the batch goes on
             self.loop.call_exception_handler(
                 {"message": f"aiouring could not dispose of the result of {request!r}", "exception": error}
@@ -330,29 +334,40 @@ class Driver:
         """Complete the requests of the batch that lies in C memory, from `_position` on."""
         values = ffi.unpack(self._events, 3 * count)
         inflight = self.inflight
-        at = self._position
+        rest = iter(values[self._position :])
         try:
-            for at in range(self._position, 3 * count, 3):
-                request = inflight.get(values[at])
+            for user_data, result, flags in zip(rest, rest, rest, strict=True):
+                request = inflight.get(user_data)
                 if request is None:
-                    self.strays += values[at] != 0
+                    self.strays += user_data != 0
                     continue
-                request.result = result = values[at + 1]
-                request.flags = values[at + 2]
+                request.result = result
+                request.flags = flags
                 waiter = request.waiter
-                if waiter is None:
-                    self._end(request)
-                    self._unclaimed(request)
-                else:
-                    if not waiter.done():
-                        waiter.set_result(result)
-                    self._end(request)  # last: an interrupted step is taken again
+                if waiter is None or request.pinned:
+                    self._complete_slowly(request)
+                    continue
+                if not waiter.done():
+                    waiter.set_result(result)
+                request.ended = True
+                del inflight[user_data]  # last: an interrupted step is taken again
         except BaseException:
-            self._position = at
+            self._position = max(0, 3 * count - length_hint(rest) - 3)
             raise
         self._position = 3 * count
         if self._emptied is not None and not inflight and not self._emptied.done():
             self._emptied.set_result(None)
+
+    def _complete_slowly(self, request: Request) -> None:
+        """Complete a request that pins a lease, or that nobody awaits."""
+        waiter = request.waiter
+        if waiter is None:
+            self._end(request)
+            self._unclaimed(request)
+        else:
+            if not waiter.done():
+                waiter.set_result(request.result)
+            self._end(request)
 
     def _end(self, request: Request) -> None:
         """The kernel is done with the request.  Taking these steps twice does no harm."""
@@ -388,6 +403,7 @@ class Driver:
         """The ring cannot be used any more: everybody gets the error; the kernel may still write, so nothing is freed."""
         log.error("the ring is broken: %s", error)
         self.broken = error
+        self._usable = False
         for request in self.inflight.values():
             waiter = request.waiter
             request.waiter = None
@@ -417,9 +433,13 @@ class Driver:
 
     # ---- closing -------------------------------------------------------------------------------
 
+    def stop_intake(self) -> None:
+        """The ring is being closed: nothing new is taken."""
+        self.closing = True
+        self._usable = False
+
     async def close(self, timeout: float) -> None:
         """Cancel everything, reap it for at most `timeout` seconds, then let go of the ring."""
-        self.closing = True
         self._dismiss(RingClosedError("the ring was closed while this waited for a buffer"))
         for request in list(self.inflight.values()):
             self._cancel(request)
@@ -438,7 +458,7 @@ class Driver:
 
     def let_go(self) -> None:
         """Unregister, unmap and close; whatever is still in flight is kept alive for ever."""
-        self.closing = True
+        self.stop_intake()
         LIVE.discard(self)
         if self.ring.closed:
             return
@@ -447,9 +467,11 @@ class Driver:
         if self.inflight:
             self._bury()
         else:
-            for resource in (*self.groups.values(), *filter(None, [self.buffers])):
-                with contextlib.suppress(OSError):  # a ring that is broken; closing it unregisters as well
-                    resource.unregister()
+            with contextlib.suppress(OSError):  # a ring that is broken; closing it unregisters as well
+                for group in self.groups.values():
+                    group.unregister()
+                if self.buffers is not None:
+                    self.buffers.unregister()
         self.ring.close()
         self.groups.clear()
         self.buffers = None
@@ -473,7 +495,7 @@ class Driver:
 
     def abandon(self) -> None:
         """Close without a running loop: cancel, give the kernel one chance to finish, then let go."""
-        self.closing = True
+        self.stop_intake()
         if lib.au_ring_check(self._raw) == 0 and self.inflight and not self.broken:
             for request in list(self.inflight.values()):
                 request.waiter = None

@@ -36,10 +36,10 @@ class Arena:
     def __init__(self, count: int, size: int, stride: int) -> None:
         mapping = mmap.mmap(-1, count * stride, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         whole = memoryview(mapping)
-        self.base: Any = ffi.from_buffer("char[]", whole, require_writable=True)
+        self.base: Any = ffi.from_buffer(whole, require_writable=True)
         # Each buffer as a C array, for requests, and as an exporter of views, see the module's header.
         self.memories: list[Any] = [
-            ffi.from_buffer("char[]", whole[at : at + size], require_writable=True)
+            ffi.from_buffer(whole[at : at + size], require_writable=True)
             for at in range(0, count * stride, stride)
         ]
         self.exporters: list[Any] = [ffi.buffer(memory) for memory in self.memories]

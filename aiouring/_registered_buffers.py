@@ -10,7 +10,7 @@ import errno
 import os
 import resource
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from aiouring._errors import RingClosedError, failure
 from aiouring._lease import PAGE, Arena, Home, Lease
@@ -18,8 +18,11 @@ from aiouring._line import Attendant, Line
 from aiouring._ring import Ring, check_size
 from aiouring._uring import ffi, lib
 
-MAX_BUFFERS = int(lib.AU_MAX_BUFFERS)
-MAX_BUFFER_BYTES = int(lib.AU_MAX_BUFFER_BYTES)
+if TYPE_CHECKING:
+    from aiouring._uring import CBuffers
+
+MAX_BUFFERS = lib.AU_MAX_BUFFERS
+MAX_BUFFER_BYTES = lib.AU_MAX_BUFFER_BYTES
 
 
 class FixedBuffer(Lease):
@@ -33,7 +36,7 @@ class FixedBuffer(Lease):
         return self.number
 
     @property
-    def table(self) -> Any:
+    def table(self) -> "CBuffers":
         """The C core's table this buffer is in."""
         assert isinstance(self._home, RegisteredBuffers)
         return self._home.raw
@@ -64,11 +67,9 @@ class RegisteredBuffers(Home):
         self._count = count
         self._size = size
         self._arena = Arena(count, size, stride)
-        made = lib.au_buffers_new(ring.raw, self._arena.base, size, stride, count)
-        if made == ffi.NULL:
-            raise MemoryError(f"no memory for a table of {count} buffers")
-        self.raw: Any = ffi.gc(made, lib.au_buffers_free)
-        self._ring = ring  # the C table points to the C ring: it goes first
+        self.raw: CBuffers = ffi.new("au_buffers *", {"lent": count})
+        self._ring = ring  # the C table points to the C ring
+        lib.au_buffers_init(self.raw, ring.raw, self._arena.base, size, stride, count)
         code = lib.au_buffers_register(self.raw)
         if code < 0:
             raise registration_error(code, count * stride, f"registering {count} buffers of {size} bytes")

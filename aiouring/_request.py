@@ -59,6 +59,16 @@ class Request:
     def unclaimed(self, leftovers: "Leftovers") -> None:
         """The result came, and whoever waited for it was cancelled."""
 
+    def let_go(self) -> None:
+        """End the export of the caller's buffer now.
+
+        A request that ends with an exception is kept by its traceback, for as long as somebody keeps the
+        task; the caller's bytearray would stay locked as long.
+        """
+        if self.ended and self.hold is not None and self.lease is None:
+            ffi.release(self.hold)
+            self.hold = None
+
 
 class Write(Request):
     """Sends and writes: on EAGAIN they wait for room."""

@@ -12,12 +12,15 @@ mind: a simulated kernel that replaces those three on a memory file exercises th
 import errno
 import os
 import resource
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, Self
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from aiouring._abi import Features, SetupFlags
 from aiouring._errors import RingUnavailableError, UnsupportedKernelError, failure, kernel_error
 from aiouring._uring import ffi, lib
+
+if TYPE_CHECKING:
+    from aiouring._uring import CRing
 
 TaskRun = Literal["defer", "coop"]
 
@@ -68,7 +71,7 @@ def check_size(name: str, value: int, most: int) -> None:
         raise ValueError(f"{name}={value} is outside 1 to {most}")
 
 
-def set_up(raw: Any, entries: int, cq_entries: int, flags: SetupFlags) -> None:
+def set_up(raw: "CRing", entries: int, cq_entries: int, flags: SetupFlags) -> None:
     """Make the ring with as many of `flags` as this kernel takes; raises `RingUnavailableError` or `OSError`."""
     global _refused
     asked = flags = flags & ~_refused
@@ -170,16 +173,18 @@ class Ring:
         profile = DEFAULT_TASK_RUN if task_run is None else task_run
         if profile not in PROFILES:
             raise ValueError(f"task_run={profile!r} is neither 'defer' nor 'coop'")
-        made = lib.au_ring_new()
-        if made == ffi.NULL:
-            raise MemoryError("no memory for a ring")
-        self.raw: Any = ffi.gc(made, lib.au_ring_free)
+        self.raw: CRing = ffi.new("au_ring *")
+        self.attended = False  # somebody else closes it, who knows what is in flight
         set_up(self.raw, entries, cq_entries, PROFILES[profile])
         if not disabled:
             self.enable()
 
     def __repr__(self) -> str:
         return f"<Ring {self.entries}/{self.cq_entries} {'closed' if self.closed else f'fd={self.raw.fd}'}>"
+
+    def __del__(self, close: Callable[[Any], int] = lib.au_ring_close) -> None:
+        if not getattr(self, "attended", True):
+            close(self.raw)
 
     def __enter__(self) -> Self:
         return self
@@ -190,22 +195,22 @@ class Ring:
     @property
     def closed(self) -> bool:
         """Whether the ring has been closed."""
-        return bool(self.raw.state == 0)
+        return self.raw.state == 0
 
     @property
     def fd(self) -> int:
         """The ring's file descriptor, -1 when it is closed."""
-        return int(self.raw.fd)
+        return self.raw.fd
 
     @property
     def entries(self) -> int:
         """Size of the submission queue."""
-        return int(self.raw.sq_entries)
+        return self.raw.sq_entries
 
     @property
     def cq_entries(self) -> int:
         """Size of the completion queue."""
-        return int(self.raw.cq_entries)
+        return self.raw.cq_entries
 
     @property
     def setup_flags(self) -> SetupFlags:

@@ -24,8 +24,7 @@ FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 def constants() -> str:
     """Every AU_ constant of the kernel ABI header, declared for cffi; the compiler knows the values."""
     text = re.sub(r"/\*.*?\*/", "", (HERE / "uapi.h").read_text(), flags=re.S)
-    names = re.findall(r"^\s+(?:enum \{ )?(AU_[A-Z0-9_]+) = ", text, flags=re.M)
-    names += re.findall(r"^enum \{ (AU_[A-Z0-9_]+) = ", text, flags=re.M)
+    names = re.findall(r"^(?:enum \{ |    )(AU_[A-Z0-9_]+) = ", text, flags=re.M)
     names += re.findall(r"^#define (AU_MAX_[A-Z_]+) ", text, flags=re.M)
     return "".join(f"#define {name} ...\n" for name in names)
 

@@ -26,6 +26,11 @@
  *    with the kernel or lent; what the kernel reports and what is returned are checked against that, so
  *    neither a double release nor an over-full ring can be expressed (KERNEL.md E8).
  *
+ * The structures themselves are allocated by Python (ffi.new) and freed with their last reference.  A
+ * finalizer must not free them: the garbage collector runs the finalizers of a whole cycle first, and some
+ * coroutine's may still want to cancel its request on a ring that was "finalized" a moment before.  Closing
+ * leaves the structure valid and every function answering AU_CLOSED.
+ *
  * Functions return 0 or a count, a negative errno from the kernel, or a negative enum au_rule.
  */
 #ifndef _GNU_SOURCE
@@ -93,8 +98,8 @@ typedef struct au_ring {
     int event_fd;
     int state;
     uint32_t setup_flags, features, sq_entries, cq_entries;
-    uint32_t ready;  /* completions in `events` */
-    int64_t *events; /* user_data, res, flags of each */
+    uint32_t ready;                     /* completions in `events` */
+    int64_t events[AU_EVENTS_MAX * 3]; /* user_data, res, flags of each */
     uint64_t last_user_data;
     uint64_t submitted, completed, enters, wakeups, overflow_flushes, submit_errors;
 
@@ -122,7 +127,7 @@ typedef struct au_buffers {
     au_ring *ring;
     uint8_t *base;
     uint64_t size, stride;
-    uint8_t *lent;
+    uint8_t lent[];
 } au_buffers;
 
 typedef struct au_group {
@@ -135,9 +140,9 @@ typedef struct au_group {
     uint32_t size;
     struct au_buf *entries;
     size_t entries_bytes;
-    uint8_t *is_lent;
     struct au_group *next_unpublished;
     bool queued;
+    uint8_t is_lent[];
 } au_group;
 
 /* ---- the kernel ------------------------------------------------------------------------------- */
@@ -227,16 +232,6 @@ int au_ring_check(au_ring *ring)
 
 /* ---- setting up and closing ------------------------------------------------------------------- */
 
-au_ring *au_ring_new(void)
-{
-    au_ring *ring = calloc(1, sizeof *ring);
-    if (ring) {
-        ring->fd = ring->event_fd = -1;
-        ring->process = process_number;
-    }
-    return ring;
-}
-
 static void *map(int fd, size_t bytes, uint64_t offset)
 {
     void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, (off_t)offset);
@@ -256,6 +251,8 @@ static void let_go(au_ring *ring)
         close(ring->fd);
     if (ring->event_fd >= 0)
         close(ring->event_fd);
+    free(ring->guard_of);
+    ring->guard_of = NULL;
     ring->ring_memory = NULL;
     ring->sqes = NULL;
     ring->fd = ring->event_fd = -1;
@@ -294,8 +291,10 @@ static int map_queues(au_ring *ring, const struct au_params *params)
 int au_ring_setup(au_ring *ring, unsigned sq_entries, unsigned cq_entries, unsigned flags)
 {
     struct au_params params = {.flags = flags, .cq_entries = cq_entries};
-    if (ring->state != RING_CLOSED || ring->fd >= 0)
+    if (ring->state != RING_CLOSED)
         return -EBUSY;
+    ring->fd = ring->event_fd = -1;
+    ring->process = process_number;
     pthread_mutex_lock(&live_lock); /* no fork between the descriptor and its place in the list */
     int rc = au_kernel.setup(sq_entries, &params);
     if (rc < 0) {
@@ -308,9 +307,8 @@ int au_ring_setup(au_ring *ring, unsigned sq_entries, unsigned cq_entries, unsig
     ring->sq_entries = params.sq_entries;
     ring->cq_entries = params.cq_entries;
     rc = params.features & AU_FEAT_SINGLE_MMAP ? map_queues(ring, &params) : -ENOSYS;
-    ring->events = calloc(AU_EVENTS_MAX * 3, sizeof *ring->events);
     ring->guard_of = calloc(params.sq_entries, 1);
-    if (rc == 0 && (!ring->events || !ring->guard_of))
+    if (rc == 0 && !ring->guard_of)
         rc = -ENOMEM;
     if (rc < 0) {
         let_go(ring);
@@ -351,14 +349,6 @@ int au_ring_close(au_ring *ring)
     let_go(ring);
     pthread_mutex_unlock(&live_lock);
     return 0;
-}
-
-void au_ring_free(au_ring *ring)
-{
-    au_ring_close(ring);
-    free(ring->events);
-    free(ring->guard_of);
-    free(ring);
 }
 
 int au_ring_register(au_ring *ring, unsigned opcode, void *argument, unsigned count)
@@ -723,17 +713,13 @@ int au_ring_wait(au_ring *ring, unsigned min_complete, int64_t timeout_ns)
 
 /* ---- registered buffers ----------------------------------------------------------------------- */
 
-au_buffers *au_buffers_new(au_ring *ring, void *base, uint64_t size, uint64_t stride, uint32_t count)
+void au_buffers_init(au_buffers *buffers, au_ring *ring, void *base, uint64_t size, uint64_t stride, uint32_t count)
 {
-    au_buffers *buffers = calloc(1, sizeof *buffers);
-    uint8_t *lent = calloc(count ? count : 1, 1);
-    if (!buffers || !lent) {
-        free(buffers);
-        free(lent);
-        return NULL;
-    }
-    *buffers = (au_buffers){.count = count, .ring = ring, .base = base, .size = size, .stride = stride, .lent = lent};
-    return buffers;
+    buffers->ring = ring;
+    buffers->base = base;
+    buffers->size = size;
+    buffers->stride = stride;
+    buffers->count = count;
 }
 
 int au_buffers_register(au_buffers *buffers)
@@ -779,31 +765,23 @@ int au_buffers_give_back(au_buffers *buffers, uint32_t index)
     return 0;
 }
 
-void au_buffers_free(au_buffers *buffers)
-{
-    free(buffers->lent);
-    free(buffers);
-}
-
 /* ---- provided buffers ------------------------------------------------------------------------- */
 
-au_group *au_group_new(au_ring *ring, void *base, uint32_t size, uint32_t count, uint16_t group_id)
+int au_group_init(au_group *group, au_ring *ring, void *base, uint32_t size, uint32_t count, uint16_t group_id)
 {
     size_t bytes = count * sizeof(struct au_buf);
-    au_group *group = calloc(1, sizeof *group);
-    uint8_t *is_lent = calloc(count ? count : 1, 1);
     void *entries = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (!group || !is_lent || entries == MAP_FAILED) {
-        free(group);
-        free(is_lent);
-        if (entries != MAP_FAILED)
-            munmap(entries, bytes);
-        return NULL;
-    }
+    if (entries == MAP_FAILED)
+        return -errno;
     madvise(entries, bytes, MADV_DONTFORK);
-    *group = (au_group){.count = count, .group_id = group_id, .ring = ring, .base = base, .size = size,
-                        .entries = entries, .entries_bytes = bytes, .is_lent = is_lent};
-    return group;
+    group->ring = ring;
+    group->base = base;
+    group->size = size;
+    group->count = count;
+    group->group_id = group_id;
+    group->entries = entries;
+    group->entries_bytes = bytes;
+    return 0;
 }
 
 /* Write a returned buffer behind the tail: 14 bytes, never 16, see struct au_buf. */
@@ -886,8 +864,11 @@ int au_group_head(au_group *group)
     return rc < 0 ? rc : (int)status.head;
 }
 
-void au_group_free(au_group *group)
+/* Unmap the ring of a group that the kernel no longer has. */
+void au_group_close(au_group *group)
 {
+    if (!group->entries || (group->registered && group->ring->state != RING_CLOSED))
+        return;
     for (au_group **link = &group->ring->unpublished; *link; link = &(*link)->next_unpublished) {
         if (*link == group) {
             *link = group->next_unpublished;
@@ -896,6 +877,6 @@ void au_group_free(au_group *group)
     }
     if (group->ring->process == process_number)
         munmap(group->entries, group->entries_bytes); /* a child never had this mapping */
-    free(group->is_lent);
-    free(group);
+    group->entries = NULL;
+    group->registered = 0;
 }

@@ -14,19 +14,20 @@ typedef struct au_ring {
     int state;
     uint32_t setup_flags, features, sq_entries, cq_entries;
     uint32_t ready;
-    int64_t *events;
+    int64_t events[...];
     uint64_t last_user_data;
     uint64_t submitted, completed, enters, wakeups, overflow_flushes, submit_errors;
     ...;
 } au_ring;
 
-typedef struct au_buffers { uint32_t count; int registered; ...; } au_buffers;
+typedef struct au_buffers { uint32_t count; int registered; uint8_t lent[]; ...; } au_buffers;
 
 typedef struct au_group {
     uint32_t count, with_kernel, unpublished, lent, high_water;
     uint16_t group_id, tail;
     int registered;
     uint64_t published, advances;
+    uint8_t is_lent[];
     ...;
 } au_group;
 
@@ -43,8 +44,6 @@ int au_kernel_enter(int fd, unsigned to_submit, unsigned min_complete, unsigned 
                     const void *argument, size_t size);
 int au_kernel_register(int fd, unsigned opcode, void *argument, unsigned count);
 
-au_ring *au_ring_new(void);
-void au_ring_free(au_ring *ring);
 int au_ring_setup(au_ring *ring, unsigned sq_entries, unsigned cq_entries, unsigned flags);
 int au_ring_enable(au_ring *ring);
 int au_ring_check(au_ring *ring);
@@ -67,20 +66,21 @@ int au_prepare_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd, au_b
 int au_prepare_select(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
                       int64_t length, int64_t offset, uint32_t op_flags, unsigned how);
 
-au_buffers *au_buffers_new(au_ring *ring, void *base, uint64_t size, uint64_t stride, uint32_t count);
+void au_buffers_init(au_buffers *buffers, au_ring *ring, void *base, uint64_t size, uint64_t stride,
+                     uint32_t count);
 int au_buffers_register(au_buffers *buffers);
 int au_buffers_unregister(au_buffers *buffers);
 int au_buffers_lend(au_buffers *buffers, uint32_t index);
 int au_buffers_give_back(au_buffers *buffers, uint32_t index);
-void au_buffers_free(au_buffers *buffers);
 
-au_group *au_group_new(au_ring *ring, void *base, uint32_t size, uint32_t count, uint16_t group_id);
+int au_group_init(au_group *group, au_ring *ring, void *base, uint32_t size, uint32_t count,
+                  uint16_t group_id);
 int au_group_register(au_group *group);
 int au_group_unregister(au_group *group);
 int au_group_take(au_group *group, uint32_t buffer_id);
 int au_group_release(au_group *group, uint32_t buffer_id);
 int au_group_head(au_group *group);
-void au_group_free(au_group *group);
+void au_group_close(au_group *group);
 
 struct au_probe_op { uint8_t op; uint16_t flags; ...; };
 struct au_probe { uint8_t last_op, ops_len; struct au_probe_op ops[256]; ...; };
