@@ -20,7 +20,7 @@ from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._lease import Lease
 from aiouring._registered_buffers import FixedBuffer, RegisteredBuffers
 from aiouring._request import Accept, ProvidedReceive, Read, Receive, Request, Timeout, Write, identify
-from aiouring._ring import Ring, TaskRun
+from aiouring._ring import MAX_ENTRIES, Ring, TaskRun, check_size
 from aiouring._uring import ffi, lib
 
 
@@ -84,6 +84,7 @@ class AsyncRing:
         self._receiving: set[Any] = set()
         self._cancel_timeout = cancel_timeout
         self._close_timeout = close_timeout
+        check_size("entries", entries, MAX_ENTRIES)
         self._ring = Ring(entries, cq_entries=max(cq_entries, entries), task_run=task_run, disabled=True)
 
     # ---- life ----------------------------------------------------------------------------------

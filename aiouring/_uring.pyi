@@ -29,6 +29,7 @@ class CRing:
 class CBuffers:
     count: int
     registered: int
+    size: int
 
 class CGroup:
     count: int

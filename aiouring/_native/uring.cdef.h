@@ -20,7 +20,7 @@ typedef struct au_ring {
     ...;
 } au_ring;
 
-typedef struct au_buffers { uint32_t count; int registered; uint8_t lent[]; ...; } au_buffers;
+typedef struct au_buffers { uint32_t count; int registered; uint64_t size; uint8_t lent[]; ...; } au_buffers;
 
 typedef struct au_group {
     uint32_t count, with_kernel, unpublished, lent, high_water;
