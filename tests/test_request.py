@@ -1,0 +1,84 @@
+"""Tests of requests, and of the bytes that nobody took."""
+
+import os
+import socket
+
+from aiouring._request import Leftovers, Request, Write, identify
+
+
+def test_request_representation() -> None:
+    """repr() says what a request is waiting for, as the in-flight table prints it."""
+    request = Write(5)
+    request.user_data = 9
+    assert repr(request) == "<Write 9 fd=5 detached>"
+    request.ended = True
+    request.result = -4
+    assert repr(request) == "<Write 9 fd=5 ended -4>"
+
+
+def test_letting_go_ends_the_export() -> None:
+    """let_go() unlocks the caller's memory although the request lives on."""
+    from aiouring._uring import ffi
+
+    memory = bytearray(8)
+    request = Request(3, None, ffi.from_buffer(memory, require_writable=True))
+    request.let_go()
+    assert request.hold is not None, "the kernel is not done yet"
+    request.ended = True
+    request.let_go()
+    memory.extend(b"x")
+    request.let_go()
+
+
+def test_leftovers_come_back_in_order() -> None:
+    """What is kept for a file is taken once, in order, in the portions asked for."""
+    leftovers = Leftovers()
+    left, right = socket.socketpair()
+    assert not leftovers
+    assert leftovers.take(left.fileno(), 9) == b""
+    leftovers.keep(left.fileno(), b"abc")
+    leftovers.keep(left.fileno(), b"def")
+    leftovers.keep(right.fileno(), b"other")
+    assert leftovers
+    assert leftovers.take(left.fileno(), 4) == b"abcd"
+    assert leftovers.take(left.fileno(), 4) == b"ef"
+    assert leftovers.take(left.fileno(), 4) == b""
+    assert leftovers.take(right.fileno(), 99) == b"other"
+    assert not leftovers
+    left.close()
+    right.close()
+
+
+def test_leftovers_are_never_another_files() -> None:
+    """A file that gets the number of a closed one does not see its bytes."""
+    leftovers = Leftovers()
+    left, right = socket.socketpair()
+    number = left.fileno()
+    leftovers.keep(number, b"secret")
+    left.close()
+    reader, writer = os.pipe()
+    os.dup2(reader, number)
+    assert leftovers.take(number, 99) == b""
+    leftovers.keep(number, b"pipe's")
+    leftovers.forget(number)
+    assert leftovers.take(number, 99) == b""
+    os.close(number)
+    leftovers.keep(number, b"nobody's")
+    assert not leftovers
+    if reader != number:
+        os.close(reader)
+    os.close(writer)
+    right.close()
+
+
+def test_identify() -> None:
+    """Two descriptors of one file are the same file, two files are not."""
+    first, second = os.pipe()
+    again = os.dup(first)
+    assert identify(first) == identify(again)
+    left, right = socket.socketpair()
+    assert identify(left.fileno()) != identify(right.fileno())
+    for s in (left, right):
+        s.close()
+    for descriptor in (first, second, again):
+        os.close(descriptor)
