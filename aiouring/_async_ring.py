@@ -6,33 +6,22 @@ the request holds it, and notices when it is closed between being queued and bei
 """
 
 import asyncio
-import errno
 import select
 import socket
 import warnings
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Self
 
-from aiouring._address import pack_address
-from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer, end_of_stream, private_copy
+from aiouring._buffer_ring import BufferRing, OnEmpty
 from aiouring._driver import Driver
-from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
-from aiouring._lease import Lease
-from aiouring._registered_buffers import FixedBuffer, RegisteredBuffers
-from aiouring._request import Accept, ProvidedReceive, Read, Receive, Request, Timeout, Write, identify
+from aiouring._errors import ResourceBusyError, RingClosedError
+from aiouring._file_verbs import FileVerbs
+from aiouring._registered_buffers import RegisteredBuffers
+from aiouring._request import Request, Timeout, Write
 from aiouring._ring import MAX_ENTRIES, Ring, TaskRun, check_size
+from aiouring._socket_verbs import SocketVerbs
 from aiouring._uring import ffi, lib
-
-
-class HasFileno(Protocol):
-    """An open file, socket or pipe."""
-
-    def fileno(self) -> int:
-        """Its descriptor."""
-
-
-File: TypeAlias = int | HasFileno
-Bytes: TypeAlias = Any  # any C-contiguous buffer: bytes, bytearray, memoryview, array, mmap, numpy array ...
+from aiouring._verbs import File, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +39,7 @@ class RingStatistics:
     strays: int  # completions nobody was waiting for
 
 
-class AsyncRing:
+class AsyncRing(FileVerbs, SocketVerbs):
     """One io_uring for one event loop; use it with `async with`, in the loop's thread.
 
     Args:
@@ -194,288 +183,9 @@ class AsyncRing:
         driver.groups[group_id] = group
         return group
 
-    # ---- files ---------------------------------------------------------------------------------
-
     async def nop(self) -> None:
         """Do nothing, by way of the kernel: for measuring."""
         await (self._driver or self._bound()).perform(Request(), lib.au_prepare, lib.AU_OP_NOP, -1, 0, 0, 0, 0, 0)
-
-    async def read(self, fd: File, buffer: Bytes, offset: int | None = None) -> int:
-        """Read into `buffer`; returns the number of bytes, 0 at the end of the file.
-
-        Args:
-            buffer: any writable C-contiguous buffer, or a lent one.  Held until the kernel is done.
-            offset: where in the file, in bytes; None means, and moves, the file's own position.
-
-        Since Linux 5.6.  See io_uring_prep_read(3).
-        """
-        number, file, how = _resolve(fd)
-        memory, length, lease = _memory(buffer, writable=True)
-        driver = self._driver or self._bound()
-        if offset is None:
-            if driver.leftovers and (data := driver.leftovers.take(number, length)):
-                return _fill(memory, data)
-            request: Request = Read(number, file, memory, lease)
-        else:
-            request = Request(number, file, memory, lease)
-        return await driver.perform(
-            request, lib.au_prepare_memory, lib.AU_OP_READ, number, memory, length, 0, length, _offset(offset), 0, how
-        )
-
-    async def write(self, fd: File, data: Bytes, offset: int | None = None) -> int:
-        """Write `data`; returns the number of bytes written, which may be fewer.
-
-        `offset` is where in the file; None means, and moves, the file's own position.
-
-        Since Linux 5.6.  See io_uring_prep_write(3).
-        """
-        number, file, how = _resolve(fd)
-        memory, length, lease = _memory(data, writable=False)
-        request = Write(number, file, memory, lease)
-        return await (self._driver or self._bound()).perform(
-            request, lib.au_prepare_memory, lib.AU_OP_WRITE, number, memory, length, 0, length, _offset(offset), 0, how
-        )
-
-    async def read_fixed(
-        self, fd: File, buffer: FixedBuffer, offset: int | None = None, *, start: int = 0, length: int | None = None
-    ) -> int:
-        """Read into a registered buffer, at `start`, at most `length` bytes (None: to its end).
-
-        Returns the number of bytes, 0 at the end of the file.  Since Linux 5.1.  See io_uring_prep_read_fixed(3).
-        """
-        return await self._fixed(Request, lib.AU_OP_READ_FIXED, fd, buffer, offset, start, length)
-
-    async def write_fixed(
-        self, fd: File, buffer: FixedBuffer, offset: int | None = None, *, start: int = 0, length: int | None = None
-    ) -> int:
-        """Write from a registered buffer, from `start`, at most `length` bytes (None: to its end).
-
-        Returns the number of bytes written.  Since Linux 5.1.  See io_uring_prep_write_fixed(3).
-        """
-        return await self._fixed(Write, lib.AU_OP_WRITE_FIXED, fd, buffer, offset, start, length)
-
-    async def _fixed(
-        self,
-        kind: type[Request],
-        opcode: int,
-        fd: File,
-        buffer: FixedBuffer,
-        offset: int | None,
-        start: int,
-        length: int | None,
-    ) -> int:
-        number, file, how = _resolve(fd)
-        if not isinstance(buffer, FixedBuffer):
-            raise TypeError(f"a FixedBuffer from RegisteredBuffers.acquire() is needed, not {type(buffer).__name__}")
-        memory = buffer.memory  # ValueError after release
-        if length is None:
-            length = len(buffer) - start
-        if kind is Request and offset is None:
-            kind, hold = Read, memory[start : start + length] if 0 <= start <= start + length <= len(buffer) else None
-        else:
-            hold = memory
-        return await (self._driver or self._bound()).perform(
-            kind(number, file, hold, buffer),
-            lib.au_prepare_fixed,
-            opcode,
-            number,
-            buffer.table,
-            buffer.index,
-            start,
-            length,
-            _offset(offset),
-            how,
-        )
-
-    async def fsync(self, fd: File, *, data_only: bool = False) -> None:
-        """Flush a file to its device; `data_only` leaves out metadata that reading does not need.
-
-        Since Linux 5.1.  See io_uring_prep_fsync(3).
-        """
-        number, file, how = _resolve(fd)
-        flags = lib.AU_FSYNC_DATASYNC if data_only else 0
-        await (self._driver or self._bound()).perform(
-            Write(number, file), lib.au_prepare, lib.AU_OP_FSYNC, number, 0, 0, 0, flags, how
-        )
-
-    # ---- sockets -------------------------------------------------------------------------------
-
-    async def accept(self, sock: File) -> socket.socket:
-        """Accept a connection; returns a non-blocking, close-on-exec socket.
-
-        A connection that comes together with a cancellation is closed.  Since Linux 5.5.  See
-        io_uring_prep_accept(3).
-        """
-        number, file, how = _resolve(sock)
-        flags = socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        fd = await (self._driver or self._bound()).perform(
-            Accept(number, file), lib.au_prepare, lib.AU_OP_ACCEPT, number, 0, 0, 0, flags, how
-        )
-        if isinstance(sock, socket.socket):
-            connection = socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
-        else:
-            connection = socket.socket(fileno=fd)
-        connection.setblocking(False)
-        return connection
-
-    async def connect(self, sock: socket.socket, address: Any) -> None:
-        """Connect to `address`, written as for `socket.connect()`; host names are resolved by the loop.
-
-        After a cancellation the socket's state is undefined: close it.  Since Linux 5.5.  See
-        io_uring_prep_connect(3).
-        """
-        driver = self._driver or self._bound()
-        try:
-            packed = pack_address(sock.family, address)
-        except OSError:
-            found = await driver.loop.getaddrinfo(
-                address[0], address[1], family=sock.family, type=sock.type, proto=sock.proto
-            )
-            packed = pack_address(sock.family, found[0][4])
-        number, file, how = _resolve(sock)
-        memory = ffi.new("char[]", packed)
-        size = len(packed)
-        await driver.perform(
-            Write(number, file, memory),
-            lib.au_prepare_memory,
-            lib.AU_OP_CONNECT,
-            number,
-            memory,
-            size,
-            0,
-            0,
-            size,
-            0,
-            how,
-        )
-
-    async def recv(self, sock: File, group: BufferRing, *, on_empty: OnEmpty | None = None) -> ProvidedBuffer:
-        """Receive into a buffer that the kernel picks from `group` when the data is there.
-
-        Returns it lent: release it, or use it in a `with` block.  It is empty, and falsy, at the end of the
-        stream.  While all buffers are lent this waits in line, unless `on_empty` (here or of the group) is
-        "raise".  Cancelling it loses no byte: what arrives with the cancellation is the next receive's.
-
-        Raises:
-            BuffersExhaustedError: no buffer, and "raise".
-            ResourceBusyError: another receive is waiting on this socket.
-
-        Since Linux 5.19.  See io_uring_prep_recv(3) and io_uring_setup_buf_ring(3).
-        """
-        number, file, how = _resolve(sock)
-        driver = self._driver or self._bound()
-        key = self._enter_receive(sock)
-        try:
-            if driver.leftovers and (data := driver.leftovers.take(number, group.size)):
-                return private_copy(data)
-            request = ProvidedReceive(number, file, group)
-            result = -errno.ENOBUFS if group.has_line else 0
-            refused = False
-            while True:
-                if result == -errno.ENOBUFS:
-                    identity = identify(number)
-                    await group.wait_in_line(on_empty=on_empty, refused=refused)
-                    if identify(number) != identity:
-                        raise kernel_error(errno.EBADF, "the socket was closed while this waited for a buffer")
-                result = await driver.perform(
-                    request, lib.au_prepare_select, lib.AU_OP_RECV, number, group.raw, 0, 0, 0, how
-                )
-                if result != -errno.ENOBUFS:
-                    break
-                refused = True
-        except OSError as error:
-            if error.errno == errno.ECANCELED and not group.registered:
-                raise RingClosedError(f"buffer ring {group.group_id} was unregistered during a receive") from None
-            raise
-        finally:
-            self._receiving.discard(key)
-        if not request.flags & lib.AU_CQE_F_BUFFER:
-            return end_of_stream()
-        chunk = group.take(request.flags, result)
-        if not chunk:
-            chunk.release()  # an empty datagram that took a buffer
-        return chunk if chunk else end_of_stream()
-
-    async def recv_into(self, sock: File, buffer: Bytes) -> int:
-        """Receive into `buffer`; returns the number of bytes, 0 at the end of the stream.
-
-        Cancelling it loses no byte, as with `recv`.  Since Linux 5.6.  See io_uring_prep_recv(3).
-        """
-        number, file, how = _resolve(sock)
-        memory, length, lease = _memory(buffer, writable=True)
-        driver = self._driver or self._bound()
-        key = self._enter_receive(sock)
-        try:
-            if driver.leftovers and (data := driver.leftovers.take(number, length)):
-                return _fill(memory, data)
-            return await driver.perform(
-                Receive(number, file, memory, lease),
-                lib.au_prepare_memory,
-                lib.AU_OP_RECV,
-                number,
-                memory,
-                length,
-                0,
-                length,
-                0,
-                0,
-                how,
-            )
-        finally:
-            self._receiving.discard(key)
-
-    def _enter_receive(self, sock: File) -> Any:
-        """One receive at a time on a socket: two would share the stream's bytes in an undefined way."""
-        if sock in self._receiving:
-            raise ResourceBusyError(f"another task is already receiving from {sock!r}")
-        self._receiving.add(sock)
-        return sock
-
-    async def send(self, sock: File, data: Bytes) -> int:
-        """Send what the socket takes of `data`, a buffer or a lent one; returns the number of bytes.
-
-        Since Linux 5.6.  See io_uring_prep_send(3).
-        """
-        number, file, how = _resolve(sock)
-        memory, length, lease = _memory(data, writable=False)
-        return await (self._driver or self._bound()).perform(
-            Write(number, file, memory, lease),
-            lib.au_prepare_memory,
-            lib.AU_OP_SEND,
-            number,
-            memory,
-            length,
-            0,
-            length,
-            0,
-            socket.MSG_NOSIGNAL,
-            how,
-        )
-
-    async def send_all(self, sock: File, data: Bytes) -> None:
-        """Send all of `data`, waiting for room as often as it takes.
-
-        After a cancellation it is unknown how much was sent: close the connection.  Since Linux 5.6.
-        """
-        number, file, how = _resolve(sock)
-        memory, length, lease = _memory(data, writable=False)
-        driver = self._driver or self._bound()
-        start = 0
-        flags = socket.MSG_NOSIGNAL | socket.MSG_WAITALL
-        while start < length:
-            start += await driver.perform(
-                Write(number, file, memory, lease),
-                lib.au_prepare_memory,
-                lib.AU_OP_SEND,
-                number,
-                memory,
-                length,
-                start,
-                length - start,
-                0,
-                flags,
-                how,
-            )
 
     # ---- any descriptor ------------------------------------------------------------------------
 
@@ -485,7 +195,7 @@ class AsyncRing:
         Closing alone would not stop it: the kernel goes on with the open file (KERNEL.md C9).  Tasks that
         wait on it get `OSError` (ECANCELED).  Since Linux 5.6.  See io_uring_prep_close(3).
         """
-        number, _, how = _resolve(file)
+        number, _, how = resolve(file)
         driver = self._driver or self._bound()
         await self._stop(driver, number, file)
         driver.leftovers.forget(number)
@@ -499,7 +209,7 @@ class AsyncRing:
         Whoever awaits them gets `OSError` (ECANCELED), or the result if it came first.  Returns when the
         kernel is done with all of them.  Since Linux 5.5.  See io_uring_prep_cancel(3).
         """
-        number, _, _ = _resolve(file)
+        number, _, _ = resolve(file)
         return await self._stop(self._bound(), number, file)
 
     async def _stop(self, driver: Driver, number: int, file: Any) -> int:
@@ -512,7 +222,7 @@ class AsyncRing:
 
         Since Linux 5.1.  See io_uring_prep_poll_add(3).
         """
-        number, file, how = _resolve(fd)
+        number, file, how = resolve(fd)
         return await (self._driver or self._bound()).perform(
             Request(number, file), lib.au_prepare, lib.AU_OP_POLL_ADD, number, 0, 0, 0, events, how
         )
@@ -526,36 +236,3 @@ class AsyncRing:
         await (self._driver or self._bound()).perform(
             Timeout(hold=time), lib.au_prepare_memory, lib.AU_OP_TIMEOUT, -1, time, 16, 0, 1, 0, 0, 0
         )
-
-
-def _resolve(file: File) -> tuple[int, Any, int]:
-    """The descriptor, the object to hold (None for a bare number), and how the C core is to treat it."""
-    if isinstance(file, int):
-        if file < 0:
-            raise kernel_error(errno.EBADF, f"descriptor {file}")
-        return file, None, lib.AU_GUARD_FD
-    number = file.fileno()
-    if number < 0:
-        raise kernel_error(errno.EBADF, "the file has been closed")
-    return number, file, 0
-
-
-def _memory(data: Bytes, *, writable: bool) -> tuple[Any, int, Lease | None]:
-    """The memory of a buffer as a C array that holds its export, its length in bytes, and its lease."""
-    if isinstance(data, Lease):
-        return data.memory, len(data), data
-    memory = ffi.from_buffer(data, require_writable=writable)
-    return memory, len(memory), None
-
-
-def _fill(memory: Any, data: bytes) -> int:
-    ffi.buffer(memory)[: len(data)] = data
-    return len(data)
-
-
-def _offset(offset: int | None) -> int:
-    if offset is None:
-        return -1
-    if offset < 0:
-        raise ValueError(f"offset={offset} is negative; None means the file's own position")
-    return offset

@@ -210,7 +210,9 @@ class BufferRing(Home):
         """How many buffers the kernel has taken so far, modulo 65536.  Since Linux 6.8."""
         code = lib.au_group_head(self.raw)
         if code == -errno.EINVAL:
-            raise UnsupportedKernelError("asking for a buffer ring's head (IORING_REGISTER_PBUF_STATUS) needs Linux 6.8")
+            raise UnsupportedKernelError(
+                "a buffer ring's head (IORING_REGISTER_PBUF_STATUS) can be had since Linux 6.8"
+            )
         if code < 0:
             raise failure(code, "asking for the buffer ring's head")
         return code

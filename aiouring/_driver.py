@@ -1,56 +1,41 @@
-"""Owns `Driver`: couples one `Ring` to one event loop; says when to submit and when to drain.
+"""Owns `Driver`: the life of a request, from the verb that makes it to its final completion, and the ring's end.
 
 How this fits together
 
-1. A verb makes a `Request` and calls `perform()`, which fills one submission entry and asks for a turn.  The
-   first to ask in a turn of the loop schedules one `call_soon`; everything queued by then goes to the
-   kernel in one system call.
-2. A turn is one C call (`au_ring_turn`): publish returned buffers, submit, drain, empty the eventfd, look
-   again.  Its completions come back as a flat list of integers; each resolves its request's future.  No
-   code of the user runs in here.  What completed at once is delivered by the same turn.
-3. When there is nothing to do the loop sleeps in its own poll, with the ring's eventfd among its readers.
-   There is no timer and no thread.  A signal on the eventfd means "take a turn".
-4. A cancelled await submits a cancel and waits for the request's own final completion before
+1. A verb makes a `Request` and calls `perform()`, which fills one submission entry and asks for a turn (see
+   `_turns`).  The first to ask in a turn of the loop schedules it; everything queued by then goes to the
+   kernel in one system call, and what completes at once is delivered by the same turn.
+2. When there is nothing to do the loop sleeps in its own poll, with the ring's eventfd among its readers.
+   There is no timer and no thread.
+3. A cancelled await submits a cancel and waits for the request's own final completion before
    `CancelledError` leaves.  What the kernel cannot stop (a disk that hangs, a FUSE server that died) is
    waited for at most `cancel_timeout` seconds; then the request is *detached*: it stays in the table and
    keeps its memory until the kernel is done, and its result goes to `Request.unclaimed()`.
-5. Closing: take nothing new, cancel everything, reap until the table is empty or `close_timeout` is over,
-   then unregister, unmap, close.  What is left after the deadline goes to GRAVEYARD and is never freed.
-
-A KeyboardInterrupt can strike between any two lines.  Delivery is therefore idempotent: the batch stays in
-C memory until it has been walked through, and the walk goes on where it was interrupted.
+4. Closing: take nothing new, cancel everything, reap until the table is empty or `close_timeout` is over,
+   then unregister, unmap, close.  What is left after the deadline goes to GRAVEYARD and is never freed:
+   closing a ring does not stop what is running (KERNEL.md E1).
 """
 
 import asyncio
 import contextlib
 import errno
-import logging
 import warnings
 import weakref
 from asyncio import _get_running_loop
 from collections.abc import Callable
-from operator import length_hint
 from typing import Any, NoReturn
 
-from aiouring._buffer_ring import BufferRing
 from aiouring._errors import RingClosedError, WrongContextError, failure, kernel_error
-from aiouring._registered_buffers import RegisteredBuffers
-from aiouring._request import Leftovers, Request, identify
+from aiouring._request import Request, identify
 from aiouring._ring import Ring
-from aiouring._uring import ffi, lib
-
-log = logging.getLogger("aiouring")
+from aiouring._turns import Turns
+from aiouring._uring import lib
 
 #: What the kernel may still write to although its ring is gone; kept for the life of the process.
 GRAVEYARD: list[Any] = []
 
 #: Every driver that is open, for whoever wants to know what is in flight (the tests' deadline does).
 LIVE: "weakref.WeakSet[Driver]" = weakref.WeakSet()
-
-_TRANSIENT = (errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOMEM)
-_RETRIES_MAX = 16
-_FIRST_BACKOFF = 0.001
-_LONGEST_BACKOFF = 0.25
 
 # The numbers a refused request is explained with: the arguments of each au_prepare function, in order.
 _ARGUMENTS = {
@@ -61,50 +46,15 @@ _ARGUMENTS = {
 }
 
 
-class Driver:
-    """The coupling.  Private to the ring that made it."""
+class Driver(Turns):
+    """The coupling of one ring to one event loop.  Private to the ring that made it."""
 
     def __init__(self, ring: Ring, loop: asyncio.AbstractEventLoop, cancel_timeout: float) -> None:
-        self.ring = ring
-        self.loop = loop
         self.cancel_timeout = cancel_timeout
-        self.inflight: dict[int, Request] = {}
-        self.leftovers = Leftovers()
-        self.closing = False
-        self._usable = True
-        self.broken: OSError | None = None
-        self.buffers: RegisteredBuffers | None = None
-        self.groups: dict[int, BufferRing] = {}
         self.detached = 0
-        self.strays = 0
-        self._raw = ring.raw
-        self._events = ring.raw.events
         self._numbers = 0
-        self._queued: list[Request] = []  # with a file object, since the last submission
-        self._cancels_due: list[Request] = []
-        self._scheduled = False
-        self._position = 0
-        self._undelivered = False
-        self._retries = 0
-        self._emptied: asyncio.Future[None] | None = None
-        self.new_future = loop.create_future
-        ring.attended = True
-        ring.enable()
-        self._watch()
+        super().__init__(ring, loop)
         LIVE.add(self)
-
-    def _watch(self) -> None:
-        event_fd = self.ring.register_eventfd()
-        try:
-            self.loop.add_reader(event_fd, self._wake)
-        except NotImplementedError:
-            self.ring.unregister_eventfd()
-            raise RuntimeError(
-                f"{type(self.loop).__name__} cannot watch file descriptors (no add_reader); "
-                "run on asyncio's selector loop or on uvloop"
-            ) from None
-
-    # ---- requests ------------------------------------------------------------------------------
 
     async def perform(self, request: Request, prepare: Callable[..., int], *arguments: Any) -> int:
         """Submit `request` and wait for its final completion; returns its result.
@@ -133,7 +83,7 @@ class Driver:
             self._not_started(request, error)
             raise
         try:
-            result = await waiter
+            result: int = await waiter
         except asyncio.CancelledError:
             await self._withdraw(request)
             raise
@@ -181,9 +131,7 @@ class Driver:
             raise OSError(self.broken.errno, self.broken.strerror)
         if self.closing:
             raise RingClosedError("the ring has been closed")
-        raise WrongContextError(
-            f"the ring belongs to another event loop ({self.loop!r}); make one AsyncRing per loop"
-        )
+        raise WrongContextError(f"the ring belongs to another event loop ({self.loop!r}); make one AsyncRing per loop")
 
     async def _failed(self, request: Request, prepare: Callable[..., int], arguments: tuple[Any, ...]) -> int:
         """Turn a negative result into an exception; EAGAIN and EINTR are ours to deal with."""
@@ -235,19 +183,6 @@ class Driver:
             await asyncio.wait(ends, timeout=self.cancel_timeout)
         return len(requests)
 
-    def _cancel(self, request: Request) -> None:
-        """Queue a cancel for `request`; its own completion (user_data 0) is ignored."""
-        if self.broken or self.ring.closed:
-            return
-        arguments = (lib.AU_OP_ASYNC_CANCEL, -1, 0, request.user_data, 0, 0, 0)
-        code = lib.au_prepare(self._raw, 0, *arguments)
-        if code == lib.AU_FULL:
-            self._turn(0)
-            code = lib.au_prepare(self._raw, 0, *arguments)
-        if code == lib.AU_FULL:
-            self._cancels_due.append(request)  # the next turn tries again
-        self.ask_for_turn()
-
     def _detach(self, request: Request) -> None:
         """Nobody waits any more; the request goes on and owns its memory."""
         if request.ended:
@@ -259,176 +194,6 @@ class Driver:
         self._cancel(request)
         if waiter is not None and not waiter.done():
             waiter.set_result(0)
-
-    def _unclaimed(self, request: Request) -> None:
-        """The result is nobody's any more: the request knows what to do with it."""
-        try:
-            request.unclaimed(self.leftovers)
-            request.let_go()
-        except Exception as error:  # noqa: BLE001 - reported, and the rest of the batch goes on
-            self.loop.call_exception_handler(
-                {"message": f"aiouring could not dispose of the result of {request!r}", "exception": error}
-            )
-
-    # ---- turns ---------------------------------------------------------------------------------
-
-    def ask_for_turn(self) -> None:
-        """Take a turn before the loop sleeps."""
-        if not self._scheduled and not self.ring.closed:
-            self._scheduled = True
-            try:
-                self.loop.call_soon(self._flush)
-            except BaseException:
-                self._scheduled = False
-                if not self.loop.is_closed():
-                    raise
-
-    def ask_from_elsewhere(self, what: Callable[[], object]) -> None:
-        """Call `what` in the loop's thread; any thread may ask."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody needs it any more
-            self.loop.call_soon_threadsafe(what)
-
-    def _flush(self) -> None:
-        self._scheduled = False
-        if not self.ring.closed:
-            self._turn(0)
-
-    def _wake(self) -> None:
-        if not self.ring.closed:
-            self._turn(1)
-
-    def _turn(self, woken: int) -> None:
-        try:
-            if self._undelivered:
-                self._deliver(self._raw.ready)
-            if self._queued:
-                self._check_files()
-            self._position = 0
-            self._undelivered = True
-            code = lib.au_ring_turn(self._raw, woken)
-            if code > 0:
-                self._deliver(code & ~lib.AU_AGAIN)
-                if code & lib.AU_AGAIN:
-                    self.ask_for_turn()
-            self._undelivered = False
-        except BaseException:
-            self.ask_for_turn()
-            raise
-        if code < 0:
-            self._refused(code)
-        elif self._retries:
-            self._retries = 0
-        if self._cancels_due:
-            self._cancel_again()
-        for group in self.groups.values():
-            if group.has_line:
-                group.serve()
-
-    def _check_files(self) -> None:
-        """Disarm what was queued on a file that was closed since: its number may be another file's by now."""
-        queued, self._queued = self._queued, []
-        for request in queued:
-            try:
-                if request.file.fileno() == request.fd:
-                    continue
-            except ValueError:
-                pass  # a closed file object
-            lib.au_ring_disarm(self._raw, request.user_data)
-
-    def _deliver(self, count: int) -> None:
-        """Complete the requests of the batch that lies in C memory, from `_position` on."""
-        values = ffi.unpack(self._events, 3 * count)
-        inflight = self.inflight
-        rest = iter(values[self._position :])
-        try:
-            for user_data, result, flags in zip(rest, rest, rest, strict=True):
-                request = inflight.get(user_data)
-                if request is None:
-                    self.strays += user_data != 0
-                    continue
-                request.result = result
-                request.flags = flags
-                waiter = request.waiter
-                if waiter is None or request.pinned:
-                    self._complete_slowly(request)
-                    continue
-                if not waiter.done():
-                    waiter.set_result(result)
-                request.ended = True
-                del inflight[user_data]  # last: an interrupted step is taken again
-        except BaseException:
-            self._position = max(0, 3 * count - length_hint(rest) - 3)
-            raise
-        self._position = 3 * count
-        if self._emptied is not None and not inflight and not self._emptied.done():
-            self._emptied.set_result(None)
-
-    def _complete_slowly(self, request: Request) -> None:
-        """Complete a request that pins a lease, or that nobody awaits."""
-        waiter = request.waiter
-        if waiter is None:
-            self._end(request)
-            self._unclaimed(request)
-        else:
-            if not waiter.done():
-                waiter.set_result(request.result)
-            self._end(request)
-
-    def _end(self, request: Request) -> None:
-        """The kernel is done with the request.  Taking these steps twice does no harm."""
-        request.ended = True
-        lease = request.lease
-        if lease is not None and request.pinned:
-            request.pinned = False
-            lease.pins -= 1
-            if lease.ended and not lease.pins:
-                lease.unpinned()
-        self.inflight.pop(request.user_data, None)
-
-    def _cancel_again(self) -> None:
-        due, self._cancels_due = self._cancels_due, []
-        for request in due:
-            if not request.ended:
-                self._cancel(request)
-
-    # ---- trouble -------------------------------------------------------------------------------
-
-    def _refused(self, code: int) -> None:
-        """enter() failed.  What is queued stays queued: try again soon, or give the ring up."""
-        if -code in _TRANSIENT and self._retries < _RETRIES_MAX:
-            delay = min(_FIRST_BACKOFF * 2**self._retries, _LONGEST_BACKOFF)
-            self._retries += 1
-            log.debug("io_uring_enter: %s; trying again in %.3f s", errno.errorcode.get(-code, code), delay)
-            self.loop.call_later(delay, self.ask_for_turn)
-            return
-        error = failure(code, "io_uring_enter")
-        self._break(error if isinstance(error, OSError) else OSError(errno.EIO, str(error)))
-
-    def _break(self, error: OSError) -> None:
-        """The ring cannot be used any more: everybody gets the error; the kernel may still write, so nothing is freed."""
-        log.error("the ring is broken: %s", error)
-        self.broken = error
-        self._usable = False
-        for request in self.inflight.values():
-            waiter = request.waiter
-            request.waiter = None
-            request.result = -(error.errno or errno.EIO)
-            if request.lease is not None:
-                request.lease.abandoned = True
-            if waiter is not None and not waiter.done():
-                waiter.set_result(request.result)
-        self._dismiss(OSError(error.errno, error.strerror))
-        if self._emptied is not None and not self._emptied.done():
-            self._emptied.set_result(None)
-
-    def _dismiss(self, error: Exception) -> None:
-        """Whoever waits in a line gets `error`."""
-        if self.buffers is not None:
-            self.buffers.dismiss(error)
-        for group in self.groups.values():
-            group.dismiss(error)
-
-    # ---- for the buffers -----------------------------------------------------------------------
 
     def cancel_receives(self, group: object) -> None:
         """Cancel every receive in flight on a buffer group."""

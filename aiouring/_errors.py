@@ -44,12 +44,14 @@ _RULES: dict[int, tuple[type[Exception], str]] = {
     lib.AU_CLOSED: (RingClosedError, "the ring (or the buffers on it) has been closed"),
     lib.AU_FORKED: (
         WrongContextError,
-        "this process is a fork of the one that made the ring; a ring cannot be used across fork(): make a new one here",
+        "this process is a fork of the one that made the ring; a ring does not survive fork(): make a new one here",
     ),
     lib.AU_WRONG_THREAD: (
         WrongContextError,
-        "the ring belongs to the thread that first used it and may be used from that thread only; "
-        "from elsewhere go through loop.call_soon_threadsafe() or asyncio.run_coroutine_threadsafe()",
+        (
+            "the ring belongs to the thread that first used it and may be used from that thread only; "
+            "from elsewhere go through loop.call_soon_threadsafe() or asyncio.run_coroutine_threadsafe()"
+        ),
     ),
     lib.AU_DISABLED: (WrongContextError, "the ring was made disabled and has not been enabled yet: call enable()"),
     lib.AU_FULL: (ResourceBusyError, "the submission queue is full: submit, then try again"),

@@ -16,6 +16,7 @@ holds a reference to it, so its reference count tells whether any is left, and r
 The arena's memory is freed by reference count: leases, slices and requests all hold it.
 """
 
+import contextlib
 import mmap
 import sys
 import warnings
@@ -39,8 +40,7 @@ class Arena:
         self.base: Any = ffi.from_buffer(whole, require_writable=True)
         # Each buffer as a C array, for requests, and as an exporter of views, see the module's header.
         self.memories: list[Any] = [
-            ffi.from_buffer(whole[at : at + size], require_writable=True)
-            for at in range(0, count * stride, stride)
+            ffi.from_buffer(whole[at : at + size], require_writable=True) for at in range(0, count * stride, stride)
         ]
         self.exporters: list[Any] = [ffi.buffer(memory) for memory in self.memories]
 
@@ -190,10 +190,8 @@ class Lease:
             return
         warnings.warn(f"{self!r} was never released", ResourceWarning, stacklevel=1, source=self)
         if self._view is not None:
-            try:
+            with contextlib.suppress(BufferError):  # take_back_later() waits for whoever has it
                 self._view.release()
-            except BufferError:
-                pass  # take_back_later() waits for whoever has it
         self.ended = True
         self._home.take_back_later(self)
 
@@ -201,4 +199,3 @@ class Lease:
 def failure_released(number: int) -> ValueError:
     """The exception for using a lease that has ended."""
     return ValueError(f"buffer {number} has been released already")
-

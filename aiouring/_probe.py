@@ -9,6 +9,9 @@ from aiouring._abi import Features, Opcode, SetupFlags
 from aiouring._ring import PROFILES, Ring
 from aiouring._uring import ffi, lib
 
+_NO_FEATURES = Features(0)
+_NO_FLAGS = SetupFlags(0)
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -23,8 +26,8 @@ class Probe:
     kernel: str  # the release, as uname -r prints it
     opcodes: frozenset[Opcode] = frozenset()
     opcode_count: int = 0
-    features: Features = Features(0)
-    setup_flags: SetupFlags = SetupFlags(0)
+    features: Features = _NO_FEATURES
+    setup_flags: SetupFlags = _NO_FLAGS
     buffer_rings: bool = False
     memlock_limit: int | None = None  # bytes; None is unlimited, or no limit applies to this process
 

@@ -13,7 +13,6 @@ A result may come when nobody wants it any more, because the awaiting task was c
 then depends on the operation, and is the only thing the subclasses here differ in: `unclaimed()`.
 """
 
-import asyncio
 import errno
 import os
 import select
@@ -22,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
+    import asyncio
+
     from aiouring._buffer_ring import BufferRing
     from aiouring._lease import Lease
 

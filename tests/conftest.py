@@ -151,7 +151,9 @@ def oracle(request: pytest.FixtureRequest) -> Iterator[None]:
         gc.collect()
     assert not [driver for driver in LIVE if not driver.ring.closed], f"a ring is still open:\n{in_flight()}"
     assert len(GRAVEYARD) == buried, f"memory was kept for requests that never ended: {GRAVEYARD[buried:]}"
-    assert until(lambda: not set(open_files()) - set(files)), f"left open: {set(open_files().items()) - set(files.items())}"
+    assert until(lambda: not set(open_files()) - set(files)), (
+        f"left open: {set(open_files().items()) - set(files.items())}"
+    )
     assert until(lambda: pinned_kilobytes() <= pinned), f"{pinned_kilobytes() - pinned} kB are still pinned"
     assert until(lambda: not workers()), f"still running: {workers()}"
     assert until(lambda: threading.active_count() <= threads), f"still running: {threading.enumerate()}"

@@ -10,10 +10,10 @@ import textwrap
 import weakref
 
 import pytest
+from conftest import RingFactory, open_files
 
 import aiouring
 from aiouring._driver import GRAVEYARD
-from conftest import RingFactory, open_files
 
 
 async def test_b1_close_with_requests_in_flight(new_ring: RingFactory) -> None:

@@ -1,107 +1,341 @@
-"""Tests of the driver: when it submits, when it drains, and what it does when it is idle."""
+"""Tests of the driver: cancellation. When an await ends, the kernel is done with the memory; no byte is lost."""
 
 import asyncio
+import contextlib
 import os
+import random
 import socket
-from typing import Any
+import sys
+from collections.abc import Iterator
 
 import pytest
+from conftest import RingFactory
 
 import aiouring
-from aiouring._driver import LIVE
-from aiouring._request import Request
-from aiouring._uring import lib
-from conftest import RingFactory, in_flight
+
+Pair = tuple[socket.socket, socket.socket]
 
 
-async def test_idle_costs_nothing(ring: aiouring.AsyncRing) -> None:
-    """With a receive armed and nothing to do, no system call is made and no timer runs."""
-    left, right = socket.socketpair()
-    with ring.register_buffer_ring(count=2, size=64) as group:
-        task = asyncio.create_task(ring.recv(left, group))
-        await ring.nop()
-        before = ring.statistics()
-        await asyncio.sleep(0.1)
-        assert ring.statistics() == before
-        right.send(b"x")
-        (await task).release()
-        assert ring.statistics().wakeups == before.wakeups + 1
-    left.close()
-    right.close()
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """Two connected stream sockets."""
+    first, second = socket.socketpair()
+    with first, second:
+        yield first, second
 
 
-async def test_one_wakeup_per_event(ring: aiouring.AsyncRing) -> None:
-    """E14: one event at a time is one wake-up and one completion, on every profile: none lost, none empty."""
-    left, right = socket.socketpair()
-    memory = bytearray(8)
-    await ring.nop()
-    before = ring.statistics()
-    for _ in range(200):
-        task = asyncio.create_task(ring.recv_into(left, memory))
-        await asyncio.sleep(0.0001)  # armed, and the loop asleep in its poll
-        right.send(b"x")
-        await task
-    after = ring.statistics()
-    assert after.completed - before.completed == 200
-    assert after.wakeups - before.wakeups <= 220
-    left.close()
-    right.close()
-
-
-async def test_completion_at_submission_is_delivered_at_once(ring: aiouring.AsyncRing) -> None:
-    """What completes inside the system call does not wait for the eventfd."""
-    await ring.nop()
-    before = ring.statistics().wakeups
-    for _ in range(100):
-        await ring.nop()
-    assert ring.statistics().wakeups == before
-
-
-async def test_failing_disposal_is_reported(ring: aiouring.AsyncRing) -> None:
-    """An error while the result of a cancelled request is disposed of goes to the loop's exception handler."""
-
-    class Broken(Request):
-        __slots__ = ()
-
-        def unclaimed(self, leftovers: object) -> None:
-            raise ZeroDivisionError
-
-    seen: list[dict[str, Any]] = []
-    loop = asyncio.get_running_loop()
-    before = loop.get_exception_handler()
-    loop.set_exception_handler(lambda _loop, context: seen.append(context))
-    driver = ring._bound()
-    task = asyncio.create_task(driver.perform(Broken(), lib.au_prepare, lib.AU_OP_NOP, -1, 0, 0, 0, 0, 0))
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    loop.set_exception_handler(before)
-    assert [type(context["exception"]) for context in seen] == [ZeroDivisionError]
-
-
-async def test_in_flight_table_is_printed(ring: aiouring.AsyncRing) -> None:
-    """I6: the deadline's dump names every request that is in flight."""
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """The reading and the writing end of a pipe."""
     reader, writer = os.pipe()
-    task = asyncio.create_task(ring.read(reader, bytearray(1)))
-    await ring.nop()
-    assert f"<Read 2 fd={reader} awaited>" in in_flight()
-    assert ring._driver in LIVE
-    os.write(writer, b"x")
-    await task
+    yield reader, writer
     os.close(reader)
     os.close(writer)
 
 
-async def test_two_rings_on_one_loop(new_ring: RingFactory) -> None:
-    """Rings are independent of each other."""
-    first, second = await new_ring(), await new_ring()
-    left, right = socket.socketpair()
-    task = asyncio.create_task(first.recv_into(left, memory := bytearray(4)))
-    await first.nop()
-    await second.aclose()
-    right.send(b"fine")
-    assert await task == 4
-    assert memory == b"fine"
-    left.close()
-    right.close()
+async def cancelled(task: "asyncio.Task[object]") -> bool:
+    """Cancel a task; whether it ended cancelled."""
+    task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        return True
+    return False
+
+
+async def test_a1_cancelled_read_is_reaped_first(ring: aiouring.AsyncRing, pipe: tuple[int, int]) -> None:
+    """CancelledError leaves only when the kernel is done: data written right afterwards stays in the pipe."""
+    reader, writer = pipe
+    for _ in range(100):
+        memory = bytearray(b"-" * 8)
+        task = asyncio.create_task(ring.read(reader, memory))
+        await ring.nop()
+        assert await cancelled(task)
+        assert ring.statistics().in_flight == 0
+        memory.extend(b"x")  # BufferError, were it still exported to a request
+        os.write(writer, b"late")
+        await ring.nop()
+        assert memory[:8] == b"-" * 8
+        assert os.read(reader, 8) == b"late"
+
+
+async def test_a2_cancel_races_the_data(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """Whether data or cancel comes first, every byte is received once and in order."""
+    left, right = pair
+    choose = random.Random(2)
+    sent = received = b""
+    for number in range(1500):
+        memory = bytearray(16)
+        task = asyncio.create_task(ring.recv_into(left, memory))
+        for _ in range(choose.randrange(3)):
+            await asyncio.sleep(0)
+        piece = b"%d." % number
+        if choose.random() < 0.5:
+            right.send(piece)
+            task.cancel()
+        else:
+            task.cancel()
+            right.send(piece)
+        sent += piece
+        with contextlib.suppress(asyncio.CancelledError):
+            received += bytes(memory[: await task])
+    while len(received) < len(sent):
+        memory = bytearray(64)
+        received += bytes(memory[: await ring.recv_into(left, memory)])
+    assert received == sent
+
+
+async def test_a2_cancelled_file_read_leaves_the_position(
+    ring: aiouring.AsyncRing, tmp_path: "os.PathLike[str]"
+) -> None:
+    """A read at the file's own position that nobody takes is undone."""
+    path = tmp_path / "numbers"
+    path.write_bytes(bytes(range(200)))
+    with open(path, "rb", buffering=0) as raw:
+        for _ in range(50):
+            task = asyncio.create_task(ring.read(raw, bytearray(10)))
+            await asyncio.sleep(0)
+            await cancelled(task)
+            position = os.lseek(raw.fileno(), 0, os.SEEK_CUR)
+            assert position == (0 if task.cancelled() else 10)
+            os.lseek(raw.fileno(), 0, os.SEEK_SET)
+
+
+async def test_a2_cancelled_pipe_read_keeps_the_bytes(ring: aiouring.AsyncRing, pipe: tuple[int, int]) -> None:
+    """Bytes of a pipe that came with a cancelled read are the next read's."""
+    reader, writer = pipe
+    os.write(writer, b"first")
+    task = asyncio.create_task(ring.read(reader, bytearray(5)))
+    await asyncio.sleep(0)  # queued, not submitted
+    await cancelled(task)
+    os.write(writer, b"second")
+    memory = bytearray(64)
+    received = b""
+    while len(received) < 11:
+        received += bytes(memory[: await ring.read(reader, memory)])
+    assert received == b"firstsecond"
+
+
+@pytest.mark.parametrize("grace", [0.02])
+async def test_a3_a_request_that_cannot_be_stopped_is_detached(
+    new_ring: RingFactory, grace: float, monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
+) -> None:
+    """What the kernel will not stop is waited for cancel_timeout; then it goes on alone and keeps its memory."""
+    reader, writer = pipe
+    ring = await new_ring(cancel_timeout=grace)
+    driver = ring._driver
+    monkeypatch.setattr(driver, "_cancel", lambda request: None)  # a kernel that cannot stop it
+    memory = bytearray(4)
+    task = asyncio.create_task(ring.read(reader, memory))
+    await ring.nop()
+    start = asyncio.get_running_loop().time()
+    assert await cancelled(task)
+    assert grace * 0.5 <= asyncio.get_running_loop().time() - start < 5
+    assert ring.statistics().detached == 1
+    assert ring.statistics().in_flight == 1
+    with pytest.raises(BufferError):
+        memory.extend(b"more")
+    await ring.nop()  # others are not affected
+    os.write(writer, b"late")
+    while ring.statistics().in_flight:
+        await ring.nop()
+    assert memory == b"late"
+    memory.extend(b"more")
+    again = bytearray(4)
+    assert await ring.read(reader, again) == 4
+    assert again == b"late", "the bytes of the detached read are the next read's"
+
+
+async def test_a3_detached_fixed_buffer_comes_back_by_itself(
+    new_ring: RingFactory, monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
+) -> None:
+    """A with block around a buffer whose request was given up on ends quietly; the buffer returns later."""
+    reader, writer = pipe
+    ring = await new_ring(cancel_timeout=0.01)
+    with ring.register_buffers(count=1, size=4096) as buffers:
+        with monkeypatch.context() as patched:
+            patched.setattr(ring._driver, "_cancel", lambda request: None)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01), await buffers.acquire() as buffer:
+                    await ring.read_fixed(reader, buffer, 0)
+        assert buffers.try_acquire() is None
+        os.write(writer, b"late")
+        with await buffers.acquire() as buffer:
+            assert buffer.index == 0
+        assert ring.statistics().in_flight == 0
+
+
+async def test_a4_timeout_then_late_data(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """A receive under a timeout that expires loses nothing of what comes later."""
+    left, right = pair
+    received = b""
+    with ring.register_buffer_ring(count=4, size=64) as group:
+        for number in range(20):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.001):
+                    (await ring.recv(left, group)).release()
+            right.send(b"%05d" % number)
+            with await ring.recv(left, group) as chunk:
+                received += chunk.view
+    assert received == b"".join(b"%05d" % number for number in range(20))
+
+
+async def test_a5_timeouts_and_groups_raise_what_sleep_raises(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """timeout(0), nested timeouts, wait_for, TaskGroup and shield see the exceptions that sleep() would give."""
+    left, right = pair
+    memory = bytearray(8)
+    for expired in (0, -1, 0.001):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(expired):
+                await ring.recv_into(left, memory)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(5):
+            async with asyncio.timeout(0.001):
+                await ring.recv_into(left, memory)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(ring.recv_into(left, memory), 0.001)
+
+    async def fail() -> None:
+        await ring.nop()
+        raise KeyError("sibling")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ring.recv_into(left, memory))
+            group.create_task(fail())
+    assert [type(error) for error in caught.value.exceptions] == [KeyError]
+
+    inner = asyncio.ensure_future(ring.recv_into(left, memory))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.001):
+            await asyncio.shield(inner)
+    right.send(b"shielded")
+    assert await inner == 8
+    assert memory == b"shielded"
+
+
+async def test_a6_second_cancel_sends_nothing_more(
+    new_ring: RingFactory, monkeypatch: pytest.MonkeyPatch, pair: Pair
+) -> None:
+    """Cancelling again while the first cancel is pending, or in a finally block, neither hangs nor cancels twice."""
+    left, _ = pair
+    ring = await new_ring()
+    cancels: list[object] = []
+    driver = ring._driver
+    original = driver._cancel
+    monkeypatch.setattr(driver, "_cancel", lambda request: (cancels.append(request), original(request)))
+
+    async def receive() -> None:
+        try:
+            await ring.recv_into(left, bytearray(8))
+        finally:
+            await ring.nop()
+
+    task = asyncio.create_task(receive())
+    await ring.nop()
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(cancels) == 1
+    assert ring.statistics().in_flight == 0
+
+
+async def test_a7_connection_that_comes_with_the_cancel_is_closed(ring: aiouring.AsyncRing) -> None:
+    """An accept that completes although it was cancelled closes the connection: its peer sees the end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        accepted = 0
+        for _ in range(50):
+            with socket.create_connection(listener.getsockname()) as client:
+                task = asyncio.create_task(ring.accept(listener))
+                await asyncio.sleep(0)
+                if await cancelled(task):
+                    client.settimeout(5)
+                    waiting = await asyncio.wait_for(_closed_or_pending(ring, listener, client), 5)
+                    assert waiting == b""
+                else:
+                    accepted += 1
+                    task.result().close()  # type: ignore[attr-defined]
+        assert accepted < 50
+
+
+async def _closed_or_pending(ring: aiouring.AsyncRing, listener: socket.socket, client: socket.socket) -> bytes:
+    """What the client reads at the end: if the cancel came first its connection is still to be accepted."""
+    listener.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        connection, _ = listener.accept()
+        connection.close()
+    memory = bytearray(1)
+    return bytes(memory[: await ring.recv_into(client, memory)])
+
+
+async def test_a8_cancelled_provided_receive_conserves_buffers(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """Receives that complete while they are cancelled give their buffers back, and their bytes to the next."""
+    left, right = pair
+    sent = received = b""
+    with ring.register_buffer_ring(count=2, size=32) as group:
+        for number in range(1000):
+            task = asyncio.create_task(ring.recv(left, group))
+            if number % 3:
+                await asyncio.sleep(0)
+            piece = b"%d," % number
+            right.send(piece)
+            sent += piece
+            if number % 2:
+                await asyncio.sleep(0)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError), await task as chunk:
+                received += chunk.view
+        while len(received) < len(sent):
+            with await ring.recv(left, group) as chunk:
+                received += chunk.view
+        assert received == sent
+        assert group.statistics().in_use == 0
+
+
+async def test_cancelled_before_it_started(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """A task that is cancelled before its first step submits nothing."""
+    left, _ = pair
+    before = ring.statistics().submitted
+    task = asyncio.create_task(ring.recv_into(left, bytearray(1)))
+    assert await cancelled(task)
+    assert ring.statistics().submitted == before
+
+
+async def test_abandoned_coroutine_keeps_its_memory(ring: aiouring.AsyncRing, pipe: tuple[int, int]) -> None:
+    """A coroutine that is closed in mid-flight (not cancelled) leaves its request to own the memory."""
+    reader, writer = pipe
+    memory = bytearray(4)
+    coroutine = ring.read(reader, memory)
+    coroutine.send(None)
+    coroutine.close()
+    assert ring.statistics().detached == 1
+    os.write(writer, b"data")
+    while ring.statistics().in_flight:
+        await ring.nop()
+    memory.extend(b"free again")
+    assert await ring.read(reader, bytearray(4)) == 4
+
+
+async def test_uninvited_ecanceled_is_an_oserror(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """ECANCELED that this task did not ask for is an OSError, never CancelledError (KERNEL.md E11)."""
+    left, _ = pair
+    task = asyncio.create_task(ring.recv_into(left, bytearray(8)))
+    await ring.nop()
+    assert await ring.cancel(left) == 1
+    with pytest.raises(OSError, match="ancel") as caught:
+        await task
+    assert caught.value.errno == 125
+    assert not task.cancelled()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+async def test_c14_eager_tasks(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """Verbs work when the task's first step runs inside create_task()."""
+    left, right = pair
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    task = asyncio.create_task(ring.recv_into(left, bytearray(8)))
+    right.send(b"eager")
+    assert await task == 5

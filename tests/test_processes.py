@@ -13,9 +13,9 @@ import time
 from types import FrameType
 
 import pytest
+from conftest import RingFactory
 
 import aiouring
-from conftest import RingFactory
 
 
 def run_script(script: str, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:

@@ -3,15 +3,16 @@
 import asyncio
 import errno
 import hashlib
+import itertools
 import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import RingFactory
 
 import aiouring
-from conftest import RingFactory
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ async def test_fixed_buffers_identical_to_pread(ring: aiouring.AsyncRing, number
 
             offsets = [0, *sorted(choose.sample(range(1, len(content)), 80)), len(content)]
             pieces = []
-            for first, last in zip(offsets, offsets[1:], strict=False):
+            for first, last in itertools.pairwise(offsets):
                 pieces += [(at, min(4000, last - at)) for at in range(first, last, 4000)]
             await asyncio.gather(*(piece(*p) for p in pieces))
             assert copy == content
@@ -125,7 +126,7 @@ async def test_g7_odd_descriptors(ring: aiouring.AsyncRing, numbers: Path, tmp_p
 
     async def code(descriptor: int, *, write: bool = False) -> int | None:
         verb = ring.write(descriptor, b"x", 0) if write else ring.read(descriptor, memory, 0)
-        with pytest.raises(OSError) as caught:  # noqa: PT011 - the errno is what is asserted, by the caller
+        with pytest.raises(OSError) as caught:
             await verb
         return caught.value.errno
 
@@ -164,7 +165,7 @@ async def test_close_of_a_descriptor(ring: aiouring.AsyncRing, pipe: tuple[int, 
     await ring.close(reader)
     with pytest.raises(OSError, match="ancel"):
         await task
-    with pytest.raises(OSError) as caught:  # noqa: PT011
+    with pytest.raises(OSError) as caught:
         await ring.close(reader)
     assert caught.value.errno == errno.EBADF
 

@@ -8,11 +8,11 @@ import struct
 from collections.abc import Iterator
 
 import pytest
+from conftest import RingFactory
 
 import aiouring
-from aiouring import _async_ring
+from aiouring import _socket_verbs
 from aiouring._uring import lib
-from conftest import RingFactory
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -155,7 +155,7 @@ async def test_h2_queued_request_never_meets_a_reused_descriptor(ring: aiouring.
     far.send(b"secret")
     new.send(b"secret")
     assert ring.statistics().submitted == before, "the request must still be queued for this test to mean anything"
-    with pytest.raises(OSError) as caught:  # noqa: PT011
+    with pytest.raises(OSError) as caught:
         await task
     assert caught.value.errno == errno.EBADF
     assert memory == bytes(8)
@@ -268,7 +268,7 @@ async def test_h9_eagain_is_polled_away(new_ring: RingFactory, pair: Pair) -> No
         def __getattr__(self, name: str) -> object:
             return getattr(lib, name)
 
-    _async_ring.lib = Lib()  # type: ignore[assignment]
+    _socket_verbs.lib = Lib()  # type: ignore[assignment]
     try:
         task = asyncio.create_task(ring.recv_into(left, memory := bytearray(8)))
         while len(flags) < 1 or ring.statistics().completed < 1:
@@ -278,4 +278,4 @@ async def test_h9_eagain_is_polled_away(new_ring: RingFactory, pair: Pair) -> No
         assert memory[:4] == b"data"
         assert len(flags) == 2, "once refused, once after the poll; no spinning"
     finally:
-        _async_ring.lib = lib
+        _socket_verbs.lib = lib

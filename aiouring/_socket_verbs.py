@@ -1,0 +1,195 @@
+"""Owns the verbs for sockets: connections are accepted and made, bytes sent and received."""
+
+import errno
+import socket
+from typing import Any
+
+from aiouring._address import pack_address
+from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer, end_of_stream, private_copy
+from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
+from aiouring._request import Accept, ProvidedReceive, Receive, Write, identify
+from aiouring._uring import ffi, lib
+from aiouring._verbs import Bytes, File, Verbs, fill, memory_of, resolve
+
+
+class SocketVerbs(Verbs):
+    """The part of `AsyncRing` that talks to peers."""
+
+    _receiving: set[Any]
+
+    async def accept(self, sock: File) -> socket.socket:
+        """Accept a connection; returns a non-blocking, close-on-exec socket.
+
+        A connection that comes together with a cancellation is closed.  Since Linux 5.5.  See
+        io_uring_prep_accept(3).
+        """
+        number, file, how = resolve(sock)
+        flags = socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        fd = await (self._driver or self._bound()).perform(
+            Accept(number, file), lib.au_prepare, lib.AU_OP_ACCEPT, number, 0, 0, 0, flags, how
+        )
+        if isinstance(sock, socket.socket):
+            connection = socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
+        else:
+            connection = socket.socket(fileno=fd)
+        connection.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        return connection
+
+    async def connect(self, sock: socket.socket, address: Any) -> None:
+        """Connect to `address`, written as for `socket.connect()`; host names are resolved by the loop.
+
+        After a cancellation the socket's state is undefined: close it.  Since Linux 5.5.  See
+        io_uring_prep_connect(3).
+        """
+        driver = self._driver or self._bound()
+        try:
+            packed = pack_address(sock.family, address)
+        except OSError:
+            found = await driver.loop.getaddrinfo(
+                address[0], address[1], family=sock.family, type=sock.type, proto=sock.proto
+            )
+            packed = pack_address(sock.family, found[0][4])
+        number, file, how = resolve(sock)
+        memory = ffi.new("char[]", packed)
+        size = len(packed)
+        await driver.perform(
+            Write(number, file, memory),
+            lib.au_prepare_memory,
+            lib.AU_OP_CONNECT,
+            number,
+            memory,
+            size,
+            0,
+            0,
+            size,
+            0,
+            how,
+        )
+
+    async def recv(self, sock: File, group: BufferRing, *, on_empty: OnEmpty | None = None) -> ProvidedBuffer:
+        """Receive into a buffer that the kernel picks from `group` when the data is there.
+
+        Returns it lent: release it, or use it in a `with` block.  It is empty, and falsy, at the end of the
+        stream.  While all buffers are lent this waits in line, unless `on_empty` (here or of the group) is
+        "raise".  Cancelling it loses no byte: what arrives with the cancellation is the next receive's.
+
+        Raises:
+            BuffersExhaustedError: no buffer, and "raise".
+            ResourceBusyError: another receive is waiting on this socket.
+
+        Since Linux 5.19.  See io_uring_prep_recv(3) and io_uring_setup_buf_ring(3).
+        """
+        number, file, how = resolve(sock)
+        driver = self._driver or self._bound()
+        key = self._enter_receive(sock)
+        try:
+            if driver.leftovers and (data := driver.leftovers.take(number, group.size)):
+                return private_copy(data)
+            request = ProvidedReceive(number, file, group)
+            result = -errno.ENOBUFS if group.has_line else 0
+            refused = False
+            while True:
+                if result == -errno.ENOBUFS:
+                    identity = identify(number)
+                    await group.wait_in_line(on_empty=on_empty, refused=refused)
+                    if identify(number) != identity:
+                        raise kernel_error(errno.EBADF, "the socket was closed while this waited for a buffer")
+                result = await driver.perform(
+                    request, lib.au_prepare_select, lib.AU_OP_RECV, number, group.raw, 0, 0, 0, how
+                )
+                if result != -errno.ENOBUFS:
+                    break
+                refused = True
+        except OSError as error:
+            if error.errno == errno.ECANCELED and not group.registered:
+                raise RingClosedError(f"buffer ring {group.group_id} was unregistered during a receive") from None
+            raise
+        finally:
+            self._receiving.discard(key)
+        if not request.flags & lib.AU_CQE_F_BUFFER:
+            return end_of_stream()
+        chunk = group.take(request.flags, result)
+        if not chunk:
+            chunk.release()  # an empty datagram that took a buffer
+        return chunk if chunk else end_of_stream()
+
+    async def recv_into(self, sock: File, buffer: Bytes) -> int:
+        """Receive into `buffer`; returns the number of bytes, 0 at the end of the stream.
+
+        Cancelling it loses no byte, as with `recv`.  Since Linux 5.6.  See io_uring_prep_recv(3).
+        """
+        number, file, how = resolve(sock)
+        memory, length, lease = memory_of(buffer, writable=True)
+        driver = self._driver or self._bound()
+        key = self._enter_receive(sock)
+        try:
+            if driver.leftovers and (data := driver.leftovers.take(number, length)):
+                return fill(memory, data)
+            return await driver.perform(
+                Receive(number, file, memory, lease),
+                lib.au_prepare_memory,
+                lib.AU_OP_RECV,
+                number,
+                memory,
+                length,
+                0,
+                length,
+                0,
+                0,
+                how,
+            )
+        finally:
+            self._receiving.discard(key)
+
+    def _enter_receive(self, sock: File) -> Any:
+        """One receive at a time on a socket: two would share the stream's bytes in an undefined way."""
+        if sock in self._receiving:
+            raise ResourceBusyError(f"another task is already receiving from {sock!r}")
+        self._receiving.add(sock)
+        return sock
+
+    async def send(self, sock: File, data: Bytes) -> int:
+        """Send what the socket takes of `data`, a buffer or a lent one; returns the number of bytes.
+
+        Since Linux 5.6.  See io_uring_prep_send(3).
+        """
+        number, file, how = resolve(sock)
+        memory, length, lease = memory_of(data, writable=False)
+        return await (self._driver or self._bound()).perform(
+            Write(number, file, memory, lease),
+            lib.au_prepare_memory,
+            lib.AU_OP_SEND,
+            number,
+            memory,
+            length,
+            0,
+            length,
+            0,
+            socket.MSG_NOSIGNAL,
+            how,
+        )
+
+    async def send_all(self, sock: File, data: Bytes) -> None:
+        """Send all of `data`, waiting for room as often as it takes.
+
+        After a cancellation it is unknown how much was sent: close the connection.  Since Linux 5.6.
+        """
+        number, file, how = resolve(sock)
+        memory, length, lease = memory_of(data, writable=False)
+        driver = self._driver or self._bound()
+        start = 0
+        flags = socket.MSG_NOSIGNAL | socket.MSG_WAITALL
+        while start < length:
+            start += await driver.perform(
+                Write(number, file, memory, lease),
+                lib.au_prepare_memory,
+                lib.AU_OP_SEND,
+                number,
+                memory,
+                length,
+                start,
+                length - start,
+                0,
+                flags,
+                how,
+            )

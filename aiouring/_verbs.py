@@ -1,0 +1,65 @@
+"""Owns what all verbs share: how a file, a buffer and an offset are named, and the way to the driver."""
+
+import errno
+from typing import Any, Protocol, TypeAlias
+
+from aiouring._driver import Driver
+from aiouring._errors import kernel_error
+from aiouring._lease import Lease
+from aiouring._uring import ffi, lib
+
+
+class HasFileno(Protocol):
+    """An open file, socket or pipe."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+
+
+File: TypeAlias = int | HasFileno
+Bytes: TypeAlias = Any  # any C-contiguous buffer: bytes, bytearray, memoryview, array, mmap, numpy array ...
+
+
+class Verbs:
+    """The base of the classes that verbs are in; `AsyncRing` is all of them together."""
+
+    _driver: Driver | None
+
+    def _bound(self) -> Driver:
+        """The driver; the first use binds the ring to the running loop and its thread."""
+        raise NotImplementedError
+
+
+def resolve(file: File) -> tuple[int, Any, int]:
+    """The descriptor, the object to hold (None for a bare number), and how the C core is to treat it."""
+    if isinstance(file, int):
+        if file < 0:
+            raise kernel_error(errno.EBADF, f"descriptor {file}")
+        return file, None, lib.AU_GUARD_FD
+    number = file.fileno()
+    if number < 0:
+        raise kernel_error(errno.EBADF, "the file has been closed")
+    return number, file, 0
+
+
+def memory_of(data: Bytes, *, writable: bool) -> tuple[Any, int, Lease | None]:
+    """The memory of a buffer as a C array that holds its export, its length in bytes, and its lease."""
+    if isinstance(data, Lease):
+        return data.memory, len(data), data
+    memory = ffi.from_buffer(data, require_writable=writable)
+    return memory, len(memory), None
+
+
+def fill(memory: Any, data: bytes) -> int:
+    """Copy bytes that arrived earlier into the caller's memory; returns how many."""
+    ffi.buffer(memory)[: len(data)] = data
+    return len(data)
+
+
+def file_offset(offset: int | None) -> int:
+    """The offset as the kernel takes it: -1 is the file's own position."""
+    if offset is None:
+        return -1
+    if offset < 0:
+        raise ValueError(f"offset={offset} is negative; None means the file's own position")
+    return offset
