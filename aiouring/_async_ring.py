@@ -17,7 +17,7 @@ from aiouring._driver import Driver
 from aiouring._errors import ResourceBusyError, RingClosedError
 from aiouring._file_verbs import FileVerbs
 from aiouring._registered_buffers import RegisteredBuffers
-from aiouring._request import Request, Timeout, Write
+from aiouring._request import Close, Request, Timeout
 from aiouring._ring import MAX_ENTRIES, Ring, TaskRun, check_size
 from aiouring._socket_verbs import SocketVerbs
 from aiouring._uring import ffi, lib
@@ -55,7 +55,7 @@ class AsyncRing(FileVerbs, SocketVerbs):
         OSError: ENOMEM (RLIMIT_MEMLOCK), EMFILE.
 
     Every verb raises `OSError` where the kernel refuses, `RingClosedError` after or during close, and
-    `WrongContextError` from another loop, another thread or a forked process.  Needs Linux 5.19.
+    `WrongContextError` from another loop, another thread or a forked process.  Needs Linux 5.11.
     """
 
     def __init__(
@@ -129,6 +129,8 @@ class AsyncRing(FileVerbs, SocketVerbs):
         driver = getattr(self, "_driver", None)
         if driver is None or self._closed or driver.ring.closed:
             return  # a ring that nobody used closes itself
+        if lib.au_ring_check(self._ring.raw) == lib.AU_FORKED:
+            return  # the ring is the parent's
         warnings.warn(f"{self!r} was never closed: use 'async with', or await aclose()", ResourceWarning, 1, self)
         driver.abandon()
 
@@ -201,7 +203,7 @@ class AsyncRing(FileVerbs, SocketVerbs):
         driver.leftovers.forget(number)
         if isinstance(file, socket.socket):
             number, how = file.detach(), 0
-        await driver.perform(Write(number), lib.au_prepare, lib.AU_OP_CLOSE, number, 0, 0, 0, 0, how)
+        await driver.perform(Close(number), lib.au_prepare, lib.AU_OP_CLOSE, number, 0, 0, 0, 0, how)
 
     async def cancel(self, file: File) -> int:
         """Cancel every request of this ring on a file; returns how many there were.
@@ -213,9 +215,11 @@ class AsyncRing(FileVerbs, SocketVerbs):
         return await self._stop(self._bound(), number, file)
 
     async def _stop(self, driver: Driver, number: int, file: Any) -> int:
-        owner = None if isinstance(file, int) else file
+        """Stop what is in flight on a file; an object that had the number before is another file."""
         driver.check()
-        return await driver.stop([r for r in driver.inflight.values() if r.fd == number and r.file is owner])
+        known = (None, file)
+        requests = [request for request in driver.inflight.values() if request.fd == number]
+        return await driver.stop([r for r in requests if isinstance(file, int) or r.file in known])
 
     async def poll(self, fd: File, events: int = select.POLLIN) -> int:
         """Wait until one of `events` (`select.POLLIN` ...) is true of a file; returns those that are.

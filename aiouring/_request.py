@@ -85,6 +85,17 @@ class Timeout(Request):
     expected = errno.ETIME
 
 
+class Close(Request):
+    """A close: one that was cancelled before it began is done here, or the descriptor would leak."""
+
+    __slots__ = ()
+
+    def let_go(self) -> None:
+        """Close what the kernel did not."""
+        if self.ended and self.result == -errno.ECANCELED:
+            os.close(self.fd)
+
+
 class Accept(Request):
     """An accept: a connection that nobody takes is closed, so that its peer sees the end."""
 

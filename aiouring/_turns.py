@@ -88,7 +88,9 @@ class Turns:
                     raise
 
     def ask_from_elsewhere(self, what: Callable[[], object]) -> None:
-        """Call `what` in the loop's thread; any thread may ask."""
+        """Call `what` in the loop's thread; any thread may ask.  In a fork's child there is nothing to call."""
+        if lib.au_ring_check(self._raw) == lib.AU_FORKED:
+            return
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody needs it any more
             self.loop.call_soon_threadsafe(what)
 

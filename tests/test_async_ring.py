@@ -74,7 +74,7 @@ def test_a_loop_without_add_reader() -> None:
     """A loop that cannot watch descriptors gets an error that says so, and what to use."""
 
     class Blind(asyncio.SelectorEventLoop):
-        def add_reader(self, *_: object) -> None:  # type: ignore[override]
+        def add_reader(self, *_: object) -> None:
             raise NotImplementedError
 
     async def use() -> None:
