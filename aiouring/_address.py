@@ -21,18 +21,23 @@ def pack_address(family: int, address: Any) -> bytes:
         if "%" in host:
             host, _, name = host.partition("%")
             scope = int(name) if name.isdigit() else socket.if_nametoindex(name)
-        head = struct.pack("=H", family) + struct.pack("!HI", _port(port), flow)
-        return head + socket.inet_pton(family, host) + struct.pack("=I", scope)
+        head = struct.pack("=H", family) + struct.pack("!HI", _port(port), _field("flow label", flow, 32))
+        return head + socket.inet_pton(family, host) + struct.pack("=I", _field("scope id", scope, 32))
     if family == socket.AF_UNIX:
         path = os.fsencode(address)
-        if len(path) >= SUN_PATH_BYTES:
-            raise ValueError(f"a Unix socket path of {len(path)} bytes is too long: at most {SUN_PATH_BYTES - 1}")
         abstract = path[:1] == b"\0"
+        most = SUN_PATH_BYTES if abstract else SUN_PATH_BYTES - 1
+        if len(path) > most:
+            raise ValueError(f"a Unix socket path of {len(path)} bytes is too long: at most {most}")
         return struct.pack("=H", family) + path + (b"" if abstract else b"\0")
     raise ValueError(f"addresses of socket family {family} are not supported: AF_INET, AF_INET6 and AF_UNIX are")
 
 
 def _port(port: int) -> int:
-    if not 0 <= port <= 65535:
-        raise ValueError(f"port {port} is outside 0 to 65535")
-    return port
+    return _field("port", port, 16)
+
+
+def _field(name: str, value: int, bits: int) -> int:
+    if not 0 <= value < 1 << bits:
+        raise ValueError(f"{name} {value} is outside 0 to {(1 << bits) - 1}")
+    return value

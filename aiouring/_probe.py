@@ -6,6 +6,7 @@ import resource
 from dataclasses import dataclass
 
 from aiouring._abi import Features, Opcode, SetupFlags
+from aiouring._errors import UnsupportedKernelError
 from aiouring._ring import PROFILES, Ring
 from aiouring._uring import ffi, lib
 
@@ -47,6 +48,8 @@ def probe() -> Probe:
         flags |= _flags_of_other_profile(flags)
     except OSError as error:
         return Probe(available=False, reason=error.strerror or str(error), kernel=kernel)
+    except UnsupportedKernelError as error:
+        return Probe(available=False, reason=str(error), kernel=kernel)
     return Probe(
         available=True,
         reason="",

@@ -12,6 +12,7 @@ mind: a simulated kernel that replaces those three on a memory file exercises th
 import errno
 import os
 import resource
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
@@ -74,6 +75,8 @@ def check_size(name: str, value: int, most: int) -> None:
 def set_up(raw: "CRing", entries: int, cq_entries: int, flags: SetupFlags) -> None:
     """Make the ring with as many of `flags` as this kernel takes; raises `RingUnavailableError` or `OSError`."""
     global _refused
+    if flags & _refused & SetupFlags.DEFER_TASKRUN:
+        flags |= SetupFlags.COOP_TASKRUN
     asked = flags = flags & ~_refused
     code = lib.au_ring_setup(raw, entries, cq_entries, flags)
     for drop in _DROPPABLE:
@@ -90,15 +93,23 @@ def set_up(raw: "CRing", entries: int, cq_entries: int, flags: SetupFlags) -> No
         raise unavailable(-code)
 
 
+def in_bytes(limit: int) -> str:
+    """A resource limit in words."""
+    return "unlimited" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
+
+
+_BLOCKED = (errno.EPERM, errno.EACCES, errno.ENOSYS)
+
+
 def unavailable(number: int) -> OSError:
     """The exception for a ring that could not be made: blocked here, or a limit was hit."""
-    if number in (errno.EPERM, errno.EACCES, errno.ENOSYS):
+    if number in _BLOCKED:
         return RingUnavailableError(number, why_blocked(number))
     if number == errno.ENOMEM:
         soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
         return OSError(
             number,
-            f"no memory for the ring: its pages count against RLIMIT_MEMLOCK, which is {soft} bytes here; "
+            f"no memory for the ring: its pages count against RLIMIT_MEMLOCK, which is {in_bytes(soft)} here; "
             "raise it (ulimit -l, LimitMEMLOCK=, docker run --ulimit memlock=-1) or ask for fewer entries",
         )
     return kernel_error(number, "io_uring_setup")
@@ -177,7 +188,11 @@ class Ring:
         self.attended = False  # somebody else closes it, who knows what is in flight
         set_up(self.raw, entries, cq_entries, PROFILES[profile])
         if not disabled:
-            self.enable()
+            try:
+                self.enable()
+            except BaseException:
+                self.close()
+                raise
 
     def __repr__(self) -> str:
         return f"<Ring {self.entries}/{self.cq_entries} {'closed' if self.closed else f'fd={self.raw.fd}'}>"
@@ -224,7 +239,10 @@ class Ring:
 
     def enable(self) -> None:
         """Enable the ring and bind it to the calling thread, which alone may use it from now on."""
-        self._checked(lib.au_ring_enable(self.raw), "enabling the ring")
+        code = lib.au_ring_enable(self.raw)
+        if -code in _BLOCKED:
+            raise unavailable(-code)
+        self._checked(code, "enabling the ring")
 
     def close(self) -> None:
         """Unmap and close at once.  This does not stop running requests: reap them first (KERNEL.md E1)."""
@@ -234,6 +252,14 @@ class Ring:
         self, opcode: int, *, user_data: int, fd: int = -1, offset: int = 0, address: int = 0, length: int = 0
     ) -> None:
         """Fill one entry for an operation without memory; `address` is what a cancel looks for."""
+        for name, value, least, most in (
+            ("opcode", opcode, 0, 255),
+            ("user_data", user_data, 0, 2**64 - 1),
+            ("length", length, 0, 2**32 - 1),
+            ("offset", offset, -(2**63), 2**63 - 1),
+        ):
+            if not least <= value <= most:
+                raise ValueError(f"{name}={value} is outside {least} to {most}")
         code = lib.au_prepare(self.raw, user_data, opcode, fd, offset, address, length, 0, self._guard(fd))
         self._checked(code, "filling a request", fd=fd)
 
@@ -265,8 +291,12 @@ class Ring:
 
     def wait(self, count: int = 1, timeout: float | None = None) -> list[Completion]:
         """Submit, then block until `count` completions are there or `timeout` seconds have passed."""
+        if timeout is not None and timeout < 0:
+            raise ValueError(f"timeout={timeout} is negative; None waits for as long as it takes")
+        end = None if timeout is None else time.monotonic() + timeout
         while True:
-            code = lib.au_ring_wait(self.raw, count, -1 if timeout is None else int(timeout * 1e9))
+            left = -1 if end is None else max(0, int((end - time.monotonic()) * 1e9))
+            code = lib.au_ring_wait(self.raw, count, left)
             if code != -errno.EINTR:  # Python's signal handlers have run by now (PEP 475)
                 break
         if code not in (0, -errno.ETIME):

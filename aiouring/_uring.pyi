@@ -247,6 +247,7 @@ class _Lib:
     AU_CQE_F_NOTIF: Final[int]
     AU_CQE_BUFFER_SHIFT: Final[int]
     AU_RECVSEND_POLL_FIRST: Final[int]
+    AU_RECV_MULTISHOT: Final[int]
     AU_CANCEL_ALL: Final[int]
     AU_CANCEL_FD: Final[int]
     AU_CANCEL_ANY: Final[int]

@@ -218,7 +218,10 @@ enum {
     AU_CQE_BUFFER_SHIFT = 16,
 };
 
-enum { AU_RECVSEND_POLL_FIRST = 1u << 0 }; /* since Linux 5.19 */
+enum {
+    AU_RECVSEND_POLL_FIRST = 1u << 0, /* since Linux 5.19 */
+    AU_RECV_MULTISHOT = 1u << 1,      /* since Linux 6.0 */
+};
 
 enum {
     AU_CANCEL_ALL = 1u << 0, /* these three since Linux 5.19 */

@@ -456,7 +456,8 @@ int au_ring_disarm(au_ring *ring, uint64_t user_data)
 
 /* ---- filling submission entries --------------------------------------------------------------- */
 
-/* `how` is AU_SQE_* flags in the low byte, with AU_GUARD_FD where the file was named by number.
+/* `how` is AU_SQE_* flags in the low byte, with AU_GUARD_FD where the file was named by number, and what
+ * goes into ioprio (AU_RECVSEND_* ...) in the upper half.
  * On success the entry counts as filled: the caller writes the rest and must not fail any more. */
 static int next_entry(au_ring *ring, uint64_t user_data, int opcode, int fd, unsigned how,
                       struct au_sqe **entry)
@@ -477,6 +478,7 @@ static int next_entry(au_ring *ring, uint64_t user_data, int opcode, int fd, uns
     memset(sqe, 0, sizeof *sqe);
     sqe->opcode = (uint8_t)opcode;
     sqe->flags = (uint8_t)(how & 0xff);
+    sqe->ioprio = (uint16_t)(how >> 16);
     sqe->fd = fd;
     sqe->user_data = user_data;
     ring->guard_of[slot] = (uint8_t)guarded;
@@ -707,8 +709,13 @@ int au_ring_wait(au_ring *ring, unsigned min_complete, int64_t timeout_ns)
     struct au_timespec time = {timeout_ns / 1000000000, timeout_ns % 1000000000};
     struct au_getevents_arg argument = {.timespec = (uint64_t)(uintptr_t)&time};
     if (timeout_ns < 0)
-        return enter(ring, min_complete, 0, NULL, 0);
-    return enter(ring, min_complete, AU_ENTER_EXT_ARG, &argument, sizeof argument);
+        rc = enter(ring, min_complete, 0, NULL, 0);
+    else
+        rc = enter(ring, min_complete, AU_ENTER_EXT_ARG, &argument, sizeof argument);
+    /* An enter() that submitted something says so, even if a signal or the timeout ended its wait. */
+    if (rc == 0 && load(ring->cq_tail) - *ring->cq_head < min_complete)
+        return -EINTR;
+    return rc;
 }
 
 /* ---- registered buffers ----------------------------------------------------------------------- */
@@ -834,6 +841,7 @@ int au_group_take(au_group *group, uint32_t buffer_id)
     return 0;
 }
 
+/* Returns 1 if the buffer now waits to be published, 0 if the kernel no longer has the group. */
 int au_group_release(au_group *group, uint32_t buffer_id)
 {
     if (buffer_id >= group->count)
@@ -853,7 +861,7 @@ int au_group_release(au_group *group, uint32_t buffer_id)
         group->next_unpublished = group->ring->unpublished;
         group->ring->unpublished = group;
     }
-    return 0;
+    return 1;
 }
 
 /* How far the kernel has read, a free-running 16-bit count.  Since Linux 6.8. */
