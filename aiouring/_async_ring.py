@@ -6,6 +6,7 @@ the request holds it, and notices when it is closed between being queued and bei
 """
 
 import asyncio
+import errno
 import select
 import socket
 import warnings
@@ -14,7 +15,7 @@ from typing import Any, Self
 
 from aiouring._buffer_ring import BufferRing, OnEmpty
 from aiouring._driver import Driver
-from aiouring._errors import ResourceBusyError, RingClosedError
+from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._file_verbs import FileVerbs
 from aiouring._registered_buffers import RegisteredBuffers
 from aiouring._request import Close, Request, Timeout
@@ -22,6 +23,9 @@ from aiouring._ring import MAX_ENTRIES, Ring, TaskRun, check_size
 from aiouring._socket_verbs import SocketVerbs
 from aiouring._uring import ffi, lib
 from aiouring._verbs import File, resolve
+
+_prepare = lib.au_prepare
+_NOP = lib.AU_OP_NOP
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ class AsyncRing(FileVerbs, SocketVerbs):
             self._ring.close()
             return
         if self._closing is None:
-            driver.check()
+            driver.check_context()
             driver.stop_intake()
             self._closing = driver.loop.create_task(driver.close(self._close_timeout), name="aiouring close")
         cancelled: asyncio.CancelledError | None = None
@@ -178,7 +182,9 @@ class AsyncRing(FileVerbs, SocketVerbs):
         driver = self._driver or self._bound()
         driver.check()
         driver.groups = {number: group for number, group in driver.groups.items() if group.registered}
-        group_id = next(number for number in range(len(driver.groups) + 1) if number not in driver.groups)
+        # A receive that is being cancelled still names its group by number: that number is not free yet.
+        taken = {request.group.group_id for request in driver.inflight.values() if request.group} | set(driver.groups)
+        group_id = next(number for number in range(len(taken) + 1) if number not in taken)
         if group_id > lib.AU_MAX_GROUP_ID:
             raise ResourceBusyError(f"this ring has {len(driver.groups)} buffer rings already")
         group = BufferRing(self._ring, driver, group_id, count, size, on_empty)
@@ -187,7 +193,7 @@ class AsyncRing(FileVerbs, SocketVerbs):
 
     async def nop(self) -> None:
         """Do nothing, by way of the kernel: for measuring."""
-        await (self._driver or self._bound()).perform(Request(), lib.au_prepare, lib.AU_OP_NOP, -1, 0, 0, 0, 0, 0)
+        await (self._driver or self._bound()).perform(Request(), _prepare, _NOP, -1, 0, 0, 0, 0, 0)
 
     # ---- any descriptor ------------------------------------------------------------------------
 
@@ -219,7 +225,12 @@ class AsyncRing(FileVerbs, SocketVerbs):
         driver.check()
         known = (None, file)
         requests = [request for request in driver.inflight.values() if request.fd == number]
-        return await driver.stop([r for r in requests if isinstance(file, int) or r.file in known])
+        owner = (number, None if isinstance(file, int) else file)
+        evicted = sum(
+            group.evict(owner, kernel_error(errno.ECANCELED, "cancelled while it waited for a buffer"))
+            for group in driver.groups.values()
+        )
+        return evicted + await driver.stop([r for r in requests if isinstance(file, int) or r.file in known])
 
     async def poll(self, fd: File, events: int = select.POLLIN) -> int:
         """Wait until one of `events` (`select.POLLIN` ...) is true of a file; returns those that are.

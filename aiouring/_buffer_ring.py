@@ -74,7 +74,7 @@ class _Nowhere(Home):
     """The home of bytes that lie in no group's buffer: there is nothing to give back."""
 
     def __init__(self) -> None:
-        self._later = []
+        self._held_up = {}
 
     def take_back(self, number: int) -> None:
         """Nothing to do."""
@@ -135,6 +135,7 @@ class BufferRing(Home):
         self._starved = 0
         self._enobufs = 0
         self._line: Line[None] = Line(attendant.new_future, lambda _: self.serve())
+        self.waiting = self._line.waiting  # truthy while somebody waits for a buffer
 
     def __del__(self, close: Callable[[Any], None] = lib.au_group_close) -> None:
         if hasattr(self, "raw"):
@@ -163,29 +164,37 @@ class BufferRing(Home):
         """Whether the kernel still has the group."""
         return bool(self.raw.registered)
 
-    @property
-    def has_line(self) -> bool:
-        """Whether somebody already waits for a buffer."""
-        return len(self._line) > 0
+    async def wait_in_line(self, ticket: int, owner: object, *, on_empty: OnEmpty | None, refused: bool) -> None:
+        """Wait until it makes sense to arm a receive (again).
 
-    async def wait_in_line(self, *, on_empty: OnEmpty | None, refused: bool) -> None:
-        """Wait until it makes sense to arm a receive (again); `refused`: the kernel just said ENOBUFS."""
-        self.look_again()
+        Args:
+            ticket: the place in the line, from `draw_ticket()`; the same when the receiver comes back.
+            owner: which receiver this is, for `evict()`.
+            on_empty: overrides the group's own policy.
+            refused: the kernel just said ENOBUFS.
+        """
         self._enobufs += refused
+        if not self.registered:
+            raise RingClosedError(f"buffer ring {self.group_id} has been unregistered")
         if (on_empty or self.on_empty) == "raise":
             raise BuffersExhaustedError(
                 f"all {self._count} buffers of group {self.group_id} are in use ({self.raw.lent} lent, "
                 f"{len(self._line)} receivers waiting): release some, register more, or use on_empty='wait'"
             )
-        if not self.registered:
-            raise RingClosedError(f"buffer ring {self.group_id} has been unregistered")
         self._starved += 1
         self._attendant.ask_for_turn()  # a buffer may have come back before this one joined
-        await self._line.wait(first=refused)
+        await self._line.wait(ticket, owner)
+
+    def draw_ticket(self) -> int:
+        """A place in the line, behind all that were drawn before."""
+        return self._line.draw_ticket()
+
+    def evict(self, owner: object, error: Exception) -> int:
+        """Whoever of `owner` is in line gets `error`; returns how many there were."""
+        return self._line.evict(owner, error)
 
     def serve(self) -> None:
         """Call from the line as many as the kernel has buffers."""
-        self.look_again()
         for _ in range(self.raw.with_kernel):
             if not self._line.hand(None):
                 break
@@ -203,7 +212,7 @@ class BufferRing(Home):
         code = lib.au_group_release(self.raw, number)
         if code < 0:
             raise failure(code, "returning a buffer", index=number)
-        if self.raw.registered:
+        if code:  # it waits to be published
             self._attendant.ask_for_turn()
 
     def head(self) -> int:

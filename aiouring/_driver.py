@@ -21,7 +21,6 @@ import contextlib
 import errno
 import warnings
 import weakref
-from asyncio import _get_running_loop
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -53,6 +52,9 @@ class Driver(Turns):
         self.cancel_timeout = cancel_timeout
         self.detached = 0
         self._numbers = 0
+        # The C core checks the thread and the process; if this loop runs in this thread, it is the running one.
+        # (Asking for the running loop would be a system call, getpid, in CPython 3.11.)
+        self._is_running = loop.is_running
         super().__init__(ring, loop)
         LIVE.add(self)
 
@@ -61,8 +63,8 @@ class Driver(Turns):
 
         A negative result raises `OSError`, except `request.expected`, which is returned.
         """
-        if not self._usable or (not self._scheduled and _get_running_loop() is not self.loop):
-            self._refuse()  # the loop is asked for once per turn: in CPython 3.11 that is a system call (getpid)
+        if not self._usable or not self._is_running():
+            self._refuse()
         self._numbers = request.user_data = user_data = self._numbers + 1
         request.ended = False
         request.waiter = waiter = self.new_future()
@@ -73,7 +75,7 @@ class Driver(Turns):
                 request.pinned = True
             code = prepare(*((self._raw, user_data) + arguments))  # noqa: RUF005 - a list in between costs 5 %
             if code:
-                self._fill_again(code, user_data, prepare, arguments)
+                code = self._fill_again(code, user_data, prepare, arguments)
             if request.file is not None:
                 self._queued.append(request)
             if not self._scheduled:
@@ -82,13 +84,18 @@ class Driver(Turns):
         except BaseException as error:
             self._not_started(request, error)
             raise
+        if code:
+            return await self._perform_later(request, prepare, arguments)
         try:
             result: int = await waiter
         except asyncio.CancelledError:
             await self._withdraw(request)
             raise
         except BaseException:
-            self._detach(request)
+            if request.ended:
+                self._unclaimed(request)
+            else:
+                self._detach(request)
             raise
         if result < 0 and result != -request.expected:
             return await self._failed(request, prepare, arguments)
@@ -96,8 +103,17 @@ class Driver(Turns):
 
     def check(self) -> None:
         """Raise unless this is the ring's loop and thread, and the ring is open."""
-        if _get_running_loop() is not self.loop or not self._usable:
+        self.check_context()
+        if not self._usable:
             self._refuse()
+
+    def check_context(self) -> None:
+        """Raise unless this is the ring's loop, thread and process; the ring may be broken or closed."""
+        code = lib.au_ring_check(self._raw)
+        if code < 0 and code != lib.AU_CLOSED:
+            raise failure(code)
+        if not self._is_running():
+            self._refuse_loop()
 
     def _not_started(self, request: Request, error: BaseException) -> None:
         """Something was raised while a request was being filled: undo it, or let it go on alone."""
@@ -110,18 +126,29 @@ class Driver(Turns):
         if isinstance(error, OverflowError):
             raise ValueError(f"a number does not fit what the kernel takes: {error}") from None
 
-    def _fill_again(self, code: int, user_data: int, prepare: Callable[..., int], arguments: tuple[Any, ...]) -> None:
-        """The entry was not filled.  If the queue was full, submit what it holds and try once more."""
+    def _fill_again(self, code: int, user_data: int, prepare: Callable[..., int], arguments: tuple[Any, ...]) -> int:
+        """The entry was not filled.  If the queue was full, submit what it holds and try once more.
+
+        Returns 0, or AU_FULL where the kernel takes nothing for the moment.
+        """
         if code == lib.AU_FULL:
             self._turn(0)
             code = prepare(self._raw, user_data, *arguments)
-        if code == lib.AU_FULL:
-            raise kernel_error(errno.EBUSY, "the submission queue is full and the kernel takes no more")
-        if code:
+        if code and code != lib.AU_FULL:
             numbers = dict(zip(_ARGUMENTS[prepare], arguments, strict=False))
             if prepare is lib.au_prepare_fixed:
                 numbers["capacity"] = numbers["table"].size
             raise failure(code, "", **numbers)
+        return code
+
+    async def _perform_later(self, request: Request, prepare: Callable[..., int], arguments: tuple[Any, ...]) -> int:
+        """The queue is full and the kernel takes nothing for the moment: wait in line until it does."""
+        self._end(request)
+        identity = identify(request.fd) if request.fd >= 0 else None
+        await self._room.wait()
+        if identity is not None and identify(request.fd) != identity:
+            raise kernel_error(errno.EBADF, "the file was closed while this waited to be submitted")
+        return await self.perform(request, prepare, *arguments)
 
     def _refuse(self) -> NoReturn:
         code = lib.au_ring_check(self._raw)
@@ -131,6 +158,9 @@ class Driver(Turns):
             raise OSError(self.broken.errno, self.broken.strerror)
         if self.closing:
             raise RingClosedError("the ring has been closed")
+        self._refuse_loop()
+
+    def _refuse_loop(self) -> NoReturn:
         raise WrongContextError(f"the ring belongs to another event loop ({self.loop!r}); make one AsyncRing per loop")
 
     async def _failed(self, request: Request, prepare: Callable[..., int], arguments: tuple[Any, ...]) -> int:
@@ -154,10 +184,12 @@ class Driver(Turns):
 
     async def _withdraw(self, request: Request) -> None:
         """The awaiting task was cancelled: stop the request and wait until the kernel is done with it."""
-        if not request.ended:
+        if self.broken and not request.ended:
+            self._detach(request)  # it will never be heard of again
+        if not request.ended and request.waiter is not None:
             request.waiter = self.new_future()
             self._cancel(request)
-            timer = self.loop.call_later(self.cancel_timeout, self._detach, request)
+            timer = self.loop.call_later(self.cancel_timeout, self._give_up_on, request)
             try:
                 while request.waiter is not None and not request.ended:
                     try:
@@ -187,11 +219,16 @@ class Driver(Turns):
         """Nobody waits any more; the request goes on and owns its memory."""
         if request.ended:
             return
-        waiter, request.waiter = request.waiter, None
+        request.waiter = None
         self.detached += 1
         if request.lease is not None:
             request.lease.abandoned = True
         self._cancel(request)
+
+    def _give_up_on(self, request: Request) -> None:
+        """The kernel would not stop a request in time: whoever waits for that waits no longer."""
+        waiter = request.waiter
+        self._detach(request)
         if waiter is not None and not waiter.done():
             waiter.set_result(0)
 

@@ -5,6 +5,14 @@ from aiouring._request import Read, Request, Write
 from aiouring._uring import lib
 from aiouring._verbs import Bytes, File, Verbs, file_offset, fill, memory_of, resolve
 
+# Looked up once: these are on every read's way.
+_prepare_memory = lib.au_prepare_memory
+_prepare_fixed = lib.au_prepare_fixed
+_READ = lib.AU_OP_READ
+_WRITE = lib.AU_OP_WRITE
+_READ_FIXED = lib.AU_OP_READ_FIXED
+_WRITE_FIXED = lib.AU_OP_WRITE_FIXED
+
 
 class FileVerbs(Verbs):
     """The part of `AsyncRing` that reads and writes files."""
@@ -23,15 +31,15 @@ class FileVerbs(Verbs):
         memory, length, lease = memory_of(buffer, writable=True)
         driver = self._driver or self._bound()
         if offset is None:
-            if driver.leftovers and (data := driver.leftovers.take(number, length)):
+            if driver.leftovers.kept and (data := driver.leftovers.take(number, length)):
                 return fill(memory, data)
             request: Request = Read(number, file, memory, lease)
         else:
             request = Request(number, file, memory, lease)
         return await driver.perform(
             request,
-            lib.au_prepare_memory,
-            lib.AU_OP_READ,
+            _prepare_memory,
+            _READ,
             number,
             memory,
             length,
@@ -54,8 +62,8 @@ class FileVerbs(Verbs):
         request = Write(number, file, memory, lease)
         return await (self._driver or self._bound()).perform(
             request,
-            lib.au_prepare_memory,
-            lib.AU_OP_WRITE,
+            _prepare_memory,
+            _WRITE,
             number,
             memory,
             length,
@@ -73,7 +81,7 @@ class FileVerbs(Verbs):
 
         Returns the number of bytes, 0 at the end of the file.  Since Linux 5.1.  See io_uring_prep_read_fixed(3).
         """
-        return await self._fixed(Request, lib.AU_OP_READ_FIXED, fd, buffer, offset, start, length)
+        return await self._fixed(Request, _READ_FIXED, fd, buffer, offset, start, length)
 
     async def write_fixed(
         self, fd: File, buffer: FixedBuffer, offset: int | None = None, *, start: int = 0, length: int | None = None
@@ -82,7 +90,7 @@ class FileVerbs(Verbs):
 
         Returns the number of bytes written.  Since Linux 5.1.  See io_uring_prep_write_fixed(3).
         """
-        return await self._fixed(Write, lib.AU_OP_WRITE_FIXED, fd, buffer, offset, start, length)
+        return await self._fixed(Write, _WRITE_FIXED, fd, buffer, offset, start, length)
 
     async def _fixed(
         self,
@@ -100,13 +108,18 @@ class FileVerbs(Verbs):
         memory = buffer.memory  # ValueError after release
         if length is None:
             length = len(buffer) - start
+        driver = self._driver or self._bound()
         if kind is Request and offset is None:
-            kind, hold = Read, memory[start : start + length] if 0 <= start <= start + length <= len(buffer) else None
+            if driver.leftovers.kept and 0 <= start <= start + length <= len(buffer):
+                data = driver.leftovers.take(number, length)
+                if data:
+                    return fill(memory + start, data)
+            kind, hold = Read, memory + start if 0 <= start <= len(buffer) else memory
         else:
             hold = memory
-        return await (self._driver or self._bound()).perform(
+        return await driver.perform(
             kind(number, file, hold, buffer),
-            lib.au_prepare_fixed,
+            _prepare_fixed,
             opcode,
             number,
             buffer.table,

@@ -20,11 +20,16 @@ import contextlib
 import mmap
 import sys
 import warnings
-from typing import Any, Self
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 from aiouring._errors import ResourceBusyError, WrongContextError
 from aiouring._line import Attendant
 from aiouring._uring import ffi
+
+if TYPE_CHECKING:
+    from aiouring._uring import CMemory
 
 PAGE = mmap.PAGESIZE
 
@@ -36,13 +41,18 @@ class Arena:
 
     def __init__(self, count: int, size: int, stride: int) -> None:
         mapping = mmap.mmap(-1, count * stride, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        whole = memoryview(mapping)
-        self.base: Any = ffi.from_buffer(whole, require_writable=True)
-        # Each buffer as a C array, for requests, and as an exporter of views, see the module's header.
-        self.memories: list[Any] = [
-            ffi.from_buffer(whole[at : at + size], require_writable=True) for at in range(0, count * stride, stride)
+        self.base: CMemory = ffi.from_buffer(mapping, require_writable=True)
+        # Each buffer as a C pointer that keeps the whole mapping alive (by its destructor's argument), and as an
+        # exporter of views, see the module's header.  No memoryview may stand between them and the mapping:
+        # CPython's collector clears one that is still exported, and crashes.
+        self.memories: list[CMemory] = [
+            ffi.gc(self.base + at, partial(_outlived, self.base)) for at in range(0, count * stride, stride)
         ]
-        self.exporters: list[Any] = [ffi.buffer(memory) for memory in self.memories]
+        self.exporters: list[CMemory] = [ffi.buffer(memory, size) for memory in self.memories]
+
+
+def _outlived(base: object, memory: object) -> None:
+    """A buffer's pointer died, and with it this reference to the mapping."""
 
 
 # What getrefcount() says of an exporter without views, asked in just the way in which it is asked below.
@@ -55,32 +65,37 @@ class Home:
 
     def __init__(self, attendant: Attendant) -> None:
         self._attendant = attendant
-        self._later: list[Lease] = []
+        self._held_up: dict[int, weakref.ref[Any]] = {}
 
     def take_back(self, number: int) -> None:
         """The lease of buffer `number` ended."""
         raise NotImplementedError
 
-    def take_back_later(self, lease: "Lease") -> None:
-        """The lease ended while its memory was in use, or in another thread (the garbage collector's)."""
-        self._later.append(lease)
-        try:
-            self.look_again()
-        except WrongContextError:
-            self._attendant.ask_from_elsewhere(self.look_again)
+    def take_back_when_free(self, number: int, arena: Arena) -> None:
+        """The lease ended, and views of the buffer may be alive: it comes back when the last of them dies.
 
-    def look_again(self) -> None:
-        """Take back what ended while it was in use, and is so no longer."""
-        for _ in range(len(self._later)):
-            lease = self._later.pop(0)
-            if lease.pins or lease.has_views():
-                self._later.append(lease)
-                continue
-            try:
-                self.take_back(lease.number)
-            except WrongContextError:
-                self._later.append(lease)
-                raise
+        Those views hold the buffer's exporter.  It gets a new one, and the death of the old one calls us.
+        Any thread may come here: the garbage collector does.
+        """
+        exporter = arena.exporters[number]
+        arena.exporters[number] = ffi.buffer(arena.memories[number], len(exporter))
+        self._held_up[number] = weakref.ref(exporter, lambda _: self._reclaim(number))
+
+    def _reclaim(self, number: int) -> None:
+        if self._held_up.pop(number, None) is None:
+            return
+        try:
+            self.take_back(number)
+        except WrongContextError:
+            self._held_up[number] = _NOT_HELD
+            self._attendant.ask_from_elsewhere(partial(self._reclaim, number))
+
+
+def _nothing() -> None:
+    """What is held by nobody is referred to like this."""
+
+
+_NOT_HELD: "weakref.ref[Any]" = weakref.ref(_nothing)
 
 
 class Lease:
@@ -116,8 +131,8 @@ class Lease:
         return view
 
     @property
-    def memory(self) -> Any:
-        """The buffer as a C array, for requests.  Raises `ValueError` after release."""
+    def memory(self) -> "CMemory":
+        """The buffer as a C pointer, for requests.  Raises `ValueError` after release."""
         if self.ended:
             raise failure_released(self.number)
         return self._arena.memories[self.number]
@@ -137,16 +152,17 @@ class Lease:
             raise ResourceBusyError(
                 f"buffer {self.number} is in use by {self.pins} request(s) in flight: await them before releasing it"
             )
-        self._drop_views()
+        if self._view is not None:
+            self._drop_views()
         self._home.take_back(self.number)
         self.ended = True
 
     def _drop_views(self) -> None:
-        view, self._view = self._view, None
-        if view is None:
-            return
-        view.release()  # BufferError: an array or a C library has it
-        if sys.getrefcount(self._arena.exporters[self.number]) != _WITHOUT_VIEWS:
+        assert self._view is not None
+        self._view.release()  # BufferError: an array or a C library has it
+        self._view = None
+        if self._length and self.has_views():
+            _ = self.view  # the lease goes on
             raise BufferError(
                 f"a slice of buffer {self.number}'s view is still alive: it would see the buffer's next contents; "
                 "drop or release() it first, or copy with bytes()"
@@ -158,7 +174,7 @@ class Lease:
 
     def unpinned(self) -> None:
         """The last request on this memory completed after the lease had ended."""
-        self._home.look_again()
+        self._home.take_back_when_free(self.number, self._arena)
 
     def __enter__(self) -> Self:
         return self
@@ -178,22 +194,22 @@ class Lease:
         self.__exit__(kind)
 
     def _end_quietly(self) -> None:
-        """End the lease under an exception that must not be replaced: now, or when the users are gone."""
-        try:
-            self.release()
-        except (BufferError, ResourceBusyError):
-            self.ended = True
-            self._home.take_back_later(self)
+        """End the lease where nothing may be raised: the buffer comes back when nobody uses it any more."""
+        self.ended = True
+        view, self._view = self._view, None
+        if view is not None:
+            with contextlib.suppress(BufferError):  # somebody exports it, and keeps it alive
+                view.release()
+            del view
+        if not self.pins:
+            self.unpinned()
 
     def __del__(self) -> None:
         if self.ended or not self._length:
             return
-        warnings.warn(f"{self!r} was never released", ResourceWarning, stacklevel=1, source=self)
-        if self._view is not None:
-            with contextlib.suppress(BufferError):  # take_back_later() waits for whoever has it
-                self._view.release()
-        self.ended = True
-        self._home.take_back_later(self)
+        said = f"{self!r} was never released"
+        self._end_quietly()
+        warnings.warn(said, ResourceWarning, stacklevel=1, source=self)
 
 
 def failure_released(number: int) -> ValueError:

@@ -4,8 +4,11 @@ A line belongs to the thing that is short (a table of registered buffers, a buff
 futures only by the function that makes them, so the floors below the event loop can have lines.
 """
 
+import contextlib
+from bisect import bisect
 from collections import deque
 from collections.abc import Callable
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -31,44 +34,63 @@ class Attendant(Protocol):
 
 
 class Line(Generic[T]):
-    """Waiters in order.  What a waiter was handed and could not take any more goes to `returned`."""
+    """Waiters in the order of their tickets.  What one was handed and could not take goes to `returned`."""
 
     def __init__(self, new_future: "Callable[[], asyncio.Future[T]]", returned: Callable[[T], object]) -> None:
         self._new_future = new_future
         self._returned = returned
-        self._waiting: deque[asyncio.Future[T]] = deque()
+        self._tickets = 0
+        self.waiting: deque[tuple[int, asyncio.Future[T], object]] = deque()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
-    async def wait(self, *, first: bool = False) -> T:
-        """Wait to be handed something; `first` puts the caller at the head of the line."""
+    def draw_ticket(self) -> int:
+        """A place behind all that were drawn before; who comes back with it is as far ahead as it was."""
+        self._tickets += 1
+        return self._tickets
+
+    async def wait(self, ticket: int | None = None, owner: object = None) -> T:
+        """Wait to be handed something."""
         turn = self._new_future()
-        if first:
-            self._waiting.appendleft(turn)
+        entry = (self.draw_ticket() if ticket is None else ticket, turn, owner)
+        if not self.waiting or self.waiting[-1][0] < entry[0]:
+            self.waiting.append(entry)
         else:
-            self._waiting.append(turn)
+            self.waiting.insert(bisect(self.waiting, entry[0], key=itemgetter(0)), entry)
         try:
             return await turn
         except BaseException:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
+            if entry in self.waiting:
+                self.waiting.remove(entry)
             elif turn.done() and not turn.cancelled() and turn.exception() is None:
                 self._returned(turn.result())  # handed over and cancelled in the same turn of the loop
             raise
 
     def hand(self, thing: T) -> bool:
         """Hand `thing` to the first who still waits; False if there is nobody."""
-        while self._waiting:
-            turn = self._waiting.popleft()
+        while self.waiting:
+            _, turn, _ = self.waiting.popleft()
             if not turn.done():
                 turn.set_result(thing)
                 return True
         return False
 
+    def evict(self, owner: object, error: Exception) -> int:
+        """Those of `owner` get `error`; returns how many there were."""
+        evicted = [entry for entry in self.waiting if entry[2] == owner]
+        for entry in evicted:
+            self.waiting.remove(entry)
+            _refuse(entry[1], error)
+        return len(evicted)
+
     def dismiss(self, error: Exception) -> None:
         """Everybody who waits gets `error`."""
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_exception(error)
+        while self.waiting:
+            _refuse(self.waiting.popleft()[1], error)
+
+
+def _refuse(turn: "asyncio.Future[Any]", error: Exception) -> None:
+    if not turn.done():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody will hear of it
+            turn.set_exception(error)

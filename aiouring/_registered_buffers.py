@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 from aiouring._errors import RingClosedError, failure
 from aiouring._lease import PAGE, Arena, Home, Lease
 from aiouring._line import Attendant, Line
-from aiouring._ring import Ring, check_size
+from aiouring._ring import Ring, check_size, in_bytes
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
@@ -111,9 +111,11 @@ class RegisteredBuffers(Home):
 
     def try_acquire(self) -> FixedBuffer | None:
         """Lend a buffer if one is free and nobody waits for it, else None."""
+        code = lib.au_ring_check(self._ring.raw)
+        if code < 0 and code != lib.AU_CLOSED:
+            raise failure(code)
         if not self.registered:
             raise RingClosedError("the registered buffers have been unregistered")
-        self.look_again()
         if not self._free or self._line:
             return None
         return self._lend(self._free.pop())
@@ -163,12 +165,11 @@ def registration_error(code: int, size: int, doing: str) -> Exception:
     """The exception for a refused registration; ENOMEM explains RLIMIT_MEMLOCK (KERNEL.md C6)."""
     if code != -errno.ENOMEM:
         return failure(code, doing)
-    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    names = {resource.RLIM_INFINITY: "unlimited"}
+    soft, hard = (in_bytes(limit) for limit in resource.getrlimit(resource.RLIMIT_MEMLOCK))
     return OSError(
         errno.ENOMEM,
         f"{doing}: {os.strerror(errno.ENOMEM)}: {size} bytes would be locked, and RLIMIT_MEMLOCK allows this user "
-        f"{names.get(soft, f'{soft} bytes')} in all its processes (hard limit: {names.get(hard, f'{hard} bytes')}); "
+        f"{soft} in all its processes (hard limit: {hard}); "
         "raise it (ulimit -l, LimitMEMLOCK= in a systemd unit, docker run --ulimit memlock=-1), "
         "ask for less, or make the ring with CAP_IPC_LOCK",
     )

@@ -115,7 +115,7 @@ class Receive(Request):
     def unclaimed(self, leftovers: "Leftovers") -> None:
         """Copy the bytes: the memory is the caller's again."""
         if self.result > 0:
-            leftovers.keep(self.fd, ffi.buffer(self.hold)[: self.result])
+            leftovers.keep(self.fd, ffi.buffer(self.hold, self.result)[:])
 
 
 class Read(Receive):
@@ -139,15 +139,23 @@ class ProvidedReceive(Request):
     expected = errno.ENOBUFS
 
     def __init__(self, fd: int, file: Any, group: "BufferRing") -> None:
-        super().__init__(fd, file)
+        self.fd = fd  # all of Request.__init__, without the call
+        self.file = file
+        self.hold = self.lease = self.waiter = None
+        self.user_data = self.result = self.flags = 0
+        self.ended = self.pinned = False
         self.group: BufferRing = group
 
     def unclaimed(self, leftovers: "Leftovers") -> None:
         """Copy the bytes and give the buffer back: a socket nobody reads must not hold one for ever."""
-        if self.flags & lib.AU_CQE_F_BUFFER:
-            with self.group.take(self.flags, max(self.result, 0)) as chunk:
-                if chunk:
-                    leftovers.keep(self.fd, bytes(chunk.view))
+        if self.result > 0:
+            with self.group.take(self.flags, self.result) as chunk:
+                leftovers.keep(self.fd, bytes(chunk.view))
+
+    def let_go(self) -> None:
+        """Give back a buffer that came without bytes: with an error, or an empty datagram."""
+        if self.ended and self.result <= 0 and self.flags & lib.AU_CQE_F_BUFFER:
+            self.group.take(self.flags, 0).release()
 
 
 class Leftovers:
@@ -158,10 +166,7 @@ class Leftovers:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[int, tuple[tuple[int, int], bytes]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._kept)
+        self.kept: dict[int, tuple[tuple[int, int], bytes]] = {}
 
     def keep(self, fd: int, data: bytes) -> None:
         """Keep `data` for the next receive on `fd`, behind what is kept already."""
@@ -169,23 +174,23 @@ class Leftovers:
             identity = identify(fd)
         except OSError:
             return  # closed: no receive will follow
-        before = self._kept.get(fd)
+        before = self.kept.get(fd)
         if before is not None and before[0] == identity:
             data = before[1] + data
-        self._kept[fd] = (identity, data)
+        self.kept[fd] = (identity, data)
 
     def take(self, fd: int, most: int) -> bytes:
         """The first `most` bytes kept for `fd`, taken out; empty if there are none."""
-        identity, data = self._kept.pop(fd, (None, b""))
+        identity, data = self.kept.pop(fd, (None, b""))
         if identity is None or identity != identify(fd):
             return b""
         if len(data) > most:
-            self._kept[fd] = (identity, data[most:])
+            self.kept[fd] = (identity, data[most:])
         return data[:most]
 
     def forget(self, fd: int) -> None:
         """The file is being closed."""
-        self._kept.pop(fd, None)
+        self.kept.pop(fd, None)
 
 
 def identify(fd: int) -> tuple[int, int]:

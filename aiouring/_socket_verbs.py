@@ -11,6 +11,16 @@ from aiouring._request import Accept, ProvidedReceive, Receive, Write, identify
 from aiouring._uring import ffi, lib
 from aiouring._verbs import Bytes, File, Verbs, fill, memory_of, resolve
 
+# Looked up once: these are on every message's way, and an `|` of the socket module's enums takes a microsecond.
+_prepare_select = lib.au_prepare_select
+_prepare_memory = lib.au_prepare_memory
+_RECV = lib.AU_OP_RECV
+_SEND = lib.AU_OP_SEND
+_NO_BUFFERS = -errno.ENOBUFS
+_SEND_FLAGS = int(socket.MSG_NOSIGNAL)
+_SEND_ALL_FLAGS = int(socket.MSG_NOSIGNAL | socket.MSG_WAITALL)
+_ACCEPT_FLAGS = int(socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+
 
 class SocketVerbs(Verbs):
     """The part of `AsyncRing` that talks to peers."""
@@ -24,9 +34,8 @@ class SocketVerbs(Verbs):
         io_uring_prep_accept(3).
         """
         number, file, how = resolve(sock)
-        flags = socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         fd = await (self._driver or self._bound()).perform(
-            Accept(number, file), lib.au_prepare, lib.AU_OP_ACCEPT, number, 0, 0, 0, flags, how
+            Accept(number, file), lib.au_prepare, lib.AU_OP_ACCEPT, number, 0, 0, 0, _ACCEPT_FLAGS, how
         )
         if isinstance(sock, socket.socket):
             connection = socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
@@ -54,7 +63,7 @@ class SocketVerbs(Verbs):
         size = len(packed)
         await driver.perform(
             Write(number, file, memory),
-            lib.au_prepare_memory,
+            _prepare_memory,
             lib.AU_OP_CONNECT,
             number,
             memory,
@@ -81,37 +90,32 @@ class SocketVerbs(Verbs):
         """
         number, file, how = resolve(sock)
         driver = self._driver or self._bound()
-        key = self._enter_receive(sock)
+        self._enter_receive(sock)
         try:
-            if driver.leftovers and (data := driver.leftovers.take(number, group.size)):
+            if driver.leftovers.kept and (data := driver.leftovers.take(number, group.size)):
                 return private_copy(data)
             request = ProvidedReceive(number, file, group)
-            result = -errno.ENOBUFS if group.has_line else 0
-            refused = False
+            ticket = 0
             while True:
-                if result == -errno.ENOBUFS:
-                    identity = identify(number)
-                    await group.wait_in_line(on_empty=on_empty, refused=refused)
-                    if identify(number) != identity:
-                        raise kernel_error(errno.EBADF, "the socket was closed while this waited for a buffer")
-                result = await driver.perform(
-                    request, lib.au_prepare_select, lib.AU_OP_RECV, number, group.raw, 0, 0, 0, how
-                )
-                if result != -errno.ENOBUFS:
+                if ticket or group.waiting:
+                    refused, ticket = ticket > 0, ticket or group.draw_ticket()
+                    await _line_up(ticket, number, file, group, on_empty, refused=refused)
+                result = await driver.perform(request, _prepare_select, _RECV, number, group.raw, 0, 0, 0, how)
+                if result != _NO_BUFFERS:
                     break
-                refused = True
-        except OSError as error:
-            if error.errno == errno.ECANCELED and not group.registered:
+                ticket = ticket or group.draw_ticket()
+        except BaseException as error:
+            if group.waiting:
+                driver.ask_for_turn()  # this one may have been called from the line: the next is
+            if isinstance(error, OSError) and error.errno == errno.ECANCELED and not group.registered:
                 raise RingClosedError(f"buffer ring {group.group_id} was unregistered during a receive") from None
             raise
         finally:
-            self._receiving.discard(key)
-        if not request.flags & lib.AU_CQE_F_BUFFER:
-            return end_of_stream()
-        chunk = group.take(request.flags, result)
-        if not chunk:
-            chunk.release()  # an empty datagram that took a buffer
-        return chunk if chunk else end_of_stream()
+            self._receiving.discard(sock)
+        if result:
+            return group.take(request.flags, result)
+        request.let_go()  # an empty datagram may have taken a buffer
+        return end_of_stream()
 
     async def recv_into(self, sock: File, buffer: Bytes) -> int:
         """Receive into `buffer`; returns the number of bytes, 0 at the end of the stream.
@@ -121,14 +125,14 @@ class SocketVerbs(Verbs):
         number, file, how = resolve(sock)
         memory, length, lease = memory_of(buffer, writable=True)
         driver = self._driver or self._bound()
-        key = self._enter_receive(sock)
+        self._enter_receive(sock)
         try:
-            if driver.leftovers and (data := driver.leftovers.take(number, length)):
+            if driver.leftovers.kept and (data := driver.leftovers.take(number, length)):
                 return fill(memory, data)
             return await driver.perform(
                 Receive(number, file, memory, lease),
-                lib.au_prepare_memory,
-                lib.AU_OP_RECV,
+                _prepare_memory,
+                _RECV,
                 number,
                 memory,
                 length,
@@ -139,14 +143,13 @@ class SocketVerbs(Verbs):
                 how,
             )
         finally:
-            self._receiving.discard(key)
+            self._receiving.discard(sock)
 
-    def _enter_receive(self, sock: File) -> Any:
+    def _enter_receive(self, sock: File) -> None:
         """One receive at a time on a socket: two would share the stream's bytes in an undefined way."""
         if sock in self._receiving:
             raise ResourceBusyError(f"another task is already receiving from {sock!r}")
         self._receiving.add(sock)
-        return sock
 
     async def send(self, sock: File, data: Bytes) -> int:
         """Send what the socket takes of `data`, a buffer or a lent one; returns the number of bytes.
@@ -157,15 +160,15 @@ class SocketVerbs(Verbs):
         memory, length, lease = memory_of(data, writable=False)
         return await (self._driver or self._bound()).perform(
             Write(number, file, memory, lease),
-            lib.au_prepare_memory,
-            lib.AU_OP_SEND,
+            _prepare_memory,
+            _SEND,
             number,
             memory,
             length,
             0,
             length,
             0,
-            socket.MSG_NOSIGNAL,
+            _SEND_FLAGS,
             how,
         )
 
@@ -178,18 +181,27 @@ class SocketVerbs(Verbs):
         memory, length, lease = memory_of(data, writable=False)
         driver = self._driver or self._bound()
         start = 0
-        flags = socket.MSG_NOSIGNAL | socket.MSG_WAITALL
         while start < length:
             start += await driver.perform(
                 Write(number, file, memory, lease),
-                lib.au_prepare_memory,
-                lib.AU_OP_SEND,
+                _prepare_memory,
+                _SEND,
                 number,
                 memory,
                 length,
                 start,
                 length - start,
                 0,
-                flags,
+                _SEND_ALL_FLAGS,
                 how,
             )
+
+
+async def _line_up(
+    ticket: int, number: int, file: Any, group: BufferRing, on_empty: OnEmpty | None, *, refused: bool
+) -> None:
+    """Wait for a buffer; the descriptor must still stand for the same file afterwards."""
+    identity = identify(number)
+    await group.wait_in_line(ticket, (number, file), on_empty=on_empty, refused=refused)
+    if identify(number) != identity:
+        raise kernel_error(errno.EBADF, "the socket was closed while this waited for a buffer")

@@ -20,6 +20,7 @@ from operator import length_hint
 from typing import TYPE_CHECKING
 
 from aiouring._errors import failure
+from aiouring._line import Line
 from aiouring._request import Leftovers, Request
 from aiouring._uring import ffi, lib
 
@@ -59,6 +60,8 @@ class Turns:
         self._position = 0
         self._undelivered = False
         self._retries = 0
+        self._retry: asyncio.TimerHandle | None = None
+        self._room: Line[None] = Line(loop.create_future, lambda _: self._make_room())
         self._emptied: asyncio.Future[None] | None = None
         self.new_future = loop.create_future
         ring.enable()
@@ -69,16 +72,20 @@ class Turns:
         event_fd = self.ring.register_eventfd()
         try:
             self.loop.add_reader(event_fd, self._wake)
-        except NotImplementedError:
+        except BaseException as error:
             self.ring.unregister_eventfd()
-            raise RuntimeError(
-                f"{type(self.loop).__name__} cannot watch file descriptors (no add_reader); "
-                "run on asyncio's selector loop or on uvloop"
-            ) from None
+            if isinstance(error, NotImplementedError):
+                raise RuntimeError(
+                    f"{type(self.loop).__name__} cannot watch file descriptors (no add_reader); "
+                    "run on asyncio's selector loop or on uvloop"
+                ) from None
+            raise
 
     def ask_for_turn(self) -> None:
         """Take a turn before the loop sleeps."""
-        if not self._scheduled and not self.ring.closed:
+        if self._scheduled:
+            return
+        if not self.ring.closed:
             self._scheduled = True
             try:
                 self.loop.call_soon(self._flush)
@@ -122,18 +129,26 @@ class Turns:
             raise
         if code < 0:
             self._refused(code)
-        elif self._retries:
+        elif not code & lib.AU_AGAIN or not lib.au_ring_unsubmitted(self._raw):
+            self._queued.clear()
             self._retries = 0
+            if self._room.waiting:
+                self._make_room()
         if self._cancels_due:
             self._cancel_again()
         for group in self.groups.values():
-            if group.has_line:
+            if group.waiting:
                 group.serve()
 
+    def _make_room(self) -> None:
+        """Call as many from the line as the submission queue has entries."""
+        for _ in range(self.ring.entries):
+            if not self._room.hand(None):
+                break
+
     def _check_files(self) -> None:
-        """Disarm what was queued on a file that was closed since: its number may be another file's by now."""
-        queued, self._queued = self._queued, []
-        for request in queued:
+        """Disarm what is queued on a file that was closed since: its number may be another file's by now."""
+        for request in self._queued:
             try:
                 if request.file.fileno() == request.fd:
                     continue
@@ -155,30 +170,23 @@ class Turns:
                 request.result = result
                 request.flags = flags
                 waiter = request.waiter
-                if waiter is None or request.pinned:
-                    self._complete_slowly(request)
+                if waiter is None:
+                    self._end(request)
+                    self._unclaimed(request)
                     continue
                 if not waiter.done():
                     waiter.set_result(result)
                 request.ended = True
-                del inflight[user_data]  # last: an interrupted step is taken again
+                if request.pinned:
+                    self._end(request)
+                else:
+                    del inflight[user_data]  # last: an interrupted step is taken again
         except BaseException:
             self._position = max(0, 3 * count - length_hint(rest) - 3)
             raise
         self._position = 3 * count
         if self._emptied is not None and not inflight and not self._emptied.done():
             self._emptied.set_result(None)
-
-    def _complete_slowly(self, request: Request) -> None:
-        """Complete a request that pins a lease, or that nobody awaits."""
-        waiter = request.waiter
-        if waiter is None:
-            self._end(request)
-            self._unclaimed(request)
-        else:
-            if not waiter.done():
-                waiter.set_result(request.result)
-            self._end(request)
 
     def _end(self, request: Request) -> None:
         """The kernel is done with the request.  Taking these steps twice does no harm."""
@@ -223,13 +231,18 @@ class Turns:
     def _refused(self, code: int) -> None:
         """enter() failed.  What is queued stays queued: try again soon, or give the ring up."""
         if -code in _TRANSIENT and self._retries < _RETRIES_MAX:
-            delay = min(_FIRST_BACKOFF * 2**self._retries, _LONGEST_BACKOFF)
-            self._retries += 1
-            log.debug("io_uring_enter: %s; trying again in %.3f s", errno.errorcode.get(-code, code), delay)
-            self.loop.call_later(delay, self.ask_for_turn)
+            if self._retry is None:  # a full queue may have asked in between: that is no try
+                delay = min(_FIRST_BACKOFF * 2**self._retries, _LONGEST_BACKOFF)
+                self._retries += 1
+                log.debug("io_uring_enter: %s; trying again in %.3f s", errno.errorcode.get(-code, code), delay)
+                self._retry = self.loop.call_later(delay, self._try_again)
             return
         error = failure(code, "io_uring_enter")
         self._break(error if isinstance(error, OSError) else OSError(errno.EIO, str(error)))
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self._flush()
 
     def _break(self, error: OSError) -> None:
         """The ring is lost: everybody gets the error; nothing is freed, since the kernel may still write."""
@@ -250,6 +263,7 @@ class Turns:
 
     def _dismiss(self, error: Exception) -> None:
         """Whoever waits in a line gets `error`."""
+        self._room.dismiss(error)
         if self.buffers is not None:
             self.buffers.dismiss(error)
         for group in self.groups.values():

@@ -52,7 +52,7 @@ def memory_of(data: Bytes, *, writable: bool) -> tuple[Any, int, Lease | None]:
 
 def fill(memory: Any, data: bytes) -> int:
     """Copy bytes that arrived earlier into the caller's memory; returns how many."""
-    ffi.buffer(memory)[: len(data)] = data
+    ffi.memmove(memory, data, len(data))
     return len(data)
 
 

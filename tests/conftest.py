@@ -89,7 +89,7 @@ def deadline(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail(f"deadline of {seconds} s is over; in flight:\n{in_flight()}", pytrace=True)
 
     before = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # again and again: the loop may swallow one
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)

@@ -147,19 +147,26 @@ def test_b3_loop_ends_without_close(profile: str) -> None:
     asyncio.run(use())
 
 
-async def test_b3_ring_of_another_loop(profile: str) -> None:
-    """A ring says so when it is used on a loop that is not its own."""
+def test_b3_ring_of_another_loop(profile: str) -> None:
+    """A ring says so when it is used on a loop that is not its own, and goes on working on its own."""
 
-    async def other(ring: aiouring.AsyncRing) -> None:
-        with pytest.raises(aiouring.WrongContextError, match="event loop"):
-            await ring.nop()
-
-    async with aiouring.AsyncRing(task_run=profile) as ring:  # type: ignore[arg-type]
+    async def make() -> aiouring.AsyncRing:
+        ring = aiouring.AsyncRing(task_run=profile)  # type: ignore[arg-type]
         await ring.nop()
-        loop = asyncio.get_running_loop()
-        asyncio._set_running_loop(None)
-        asyncio.run(other(ring))
-        asyncio._set_running_loop(loop)
+        return ring
+
+    async def misuse(ring: aiouring.AsyncRing) -> None:
+        for verb in (ring.nop(), ring.aclose()):
+            with pytest.raises(aiouring.WrongContextError, match="event loop"):
+                await verb
+        with pytest.raises(aiouring.WrongContextError, match="event loop"):
+            ring.register_buffers(count=1, size=64)
+
+    with asyncio.Runner() as own, asyncio.Runner() as other:
+        ring = own.run(make())
+        other.run(misuse(ring))
+        own.run(ring.nop())
+        own.run(ring.aclose())
 
 
 async def test_b4_collected_ring_never_frees_what_is_in_flight(profile: str) -> None:

@@ -34,17 +34,17 @@ def test_leftovers_come_back_in_order() -> None:
     """What is kept for a file is taken once, in order, in the portions asked for."""
     leftovers = Leftovers()
     left, right = socket.socketpair()
-    assert not leftovers
+    assert not leftovers.kept
     assert leftovers.take(left.fileno(), 9) == b""
     leftovers.keep(left.fileno(), b"abc")
     leftovers.keep(left.fileno(), b"def")
     leftovers.keep(right.fileno(), b"other")
-    assert leftovers
+    assert leftovers.kept
     assert leftovers.take(left.fileno(), 4) == b"abcd"
     assert leftovers.take(left.fileno(), 4) == b"ef"
     assert leftovers.take(left.fileno(), 4) == b""
     assert leftovers.take(right.fileno(), 99) == b"other"
-    assert not leftovers
+    assert not leftovers.kept
     left.close()
     right.close()
 
@@ -64,7 +64,7 @@ def test_leftovers_are_never_another_files() -> None:
     assert leftovers.take(number, 99) == b""
     os.close(number)
     leftovers.keep(number, b"nobody's")
-    assert not leftovers
+    assert not leftovers.kept
     if reader != number:
         os.close(reader)
     os.close(writer)

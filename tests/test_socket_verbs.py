@@ -260,15 +260,7 @@ async def test_h9_eagain_is_polled_away(new_ring: RingFactory, pair: Pair) -> No
             op_flags |= socket.MSG_DONTWAIT
         return original(raw, user_data, opcode, *others, op_flags, how)  # type: ignore[call-arg, arg-type]
 
-    class Lib:
-        """The compiled module, with a receive that does not wait."""
-
-        au_prepare_memory = staticmethod(dont_wait)
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(lib, name)
-
-    vars(_socket_verbs)["lib"] = Lib()
+    vars(_socket_verbs)["_prepare_memory"] = dont_wait
     try:
         task = asyncio.create_task(ring.recv_into(left, memory := bytearray(8)))
         while len(flags) < 1 or ring.statistics().completed < 1:
@@ -278,4 +270,4 @@ async def test_h9_eagain_is_polled_away(new_ring: RingFactory, pair: Pair) -> No
         assert memory[:4] == b"data"
         assert len(flags) == 2, "once refused, once after the poll; no spinning"
     finally:
-        vars(_socket_verbs)["lib"] = lib
+        vars(_socket_verbs)["_prepare_memory"] = original
