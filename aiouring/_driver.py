@@ -21,7 +21,7 @@ import contextlib
 import errno
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from aiouring._errors import RingClosedError, WrongContextError, failure, kernel_error
@@ -143,12 +143,31 @@ class Driver(Turns):
 
     async def _perform_later(self, request: Request, prepare: Callable[..., int], arguments: tuple[Any, ...]) -> int:
         """The queue is full and the kernel takes nothing for the moment: wait in line until it does."""
-        self._end(request)
-        identity = identify(request.fd) if request.fd >= 0 else None
-        await self._room.wait()
-        if identity is not None and identify(request.fd) != identity:
-            raise kernel_error(errno.EBADF, "the file was closed while this waited to be submitted")
+        with self._between_tries(request):
+            self._end(request)
+            identity = identify(request.fd) if request.fd >= 0 else None
+            await self._room.wait()
+            if identity is not None and identify(request.fd) != identity:
+                raise kernel_error(errno.EBADF, "the file was closed while this waited to be submitted")
         return await self.perform(request, prepare, *arguments)
+
+    @contextlib.contextmanager
+    def _between_tries(self, request: Request) -> Iterator[None]:
+        """Between two tries the kernel has nothing of the request, but its caller's memory is still in use."""
+        lease = request.lease
+        if lease is not None:
+            lease.pins += 1
+        try:
+            yield
+        except BaseException:
+            request.let_go()
+            self.ask_for_turn()  # this one may have been called from the line: the next is
+            raise
+        finally:
+            if lease is not None:
+                lease.pins -= 1
+                if lease.ended and not lease.pins:
+                    lease.unpinned()
 
     def _refuse(self) -> NoReturn:
         code = lib.au_ring_check(self._raw)
@@ -174,12 +193,13 @@ class Driver(Turns):
                 raise RingClosedError("the ring was closed while this was in flight")
             raise kernel_error(number)
         if number == errno.EAGAIN:
-            identity = identify(request.fd)
-            poll = Request(request.fd, request.file)
-            how = 0 if request.file is not None else lib.AU_GUARD_FD
-            await self.perform(poll, lib.au_prepare, lib.AU_OP_POLL_ADD, request.fd, 0, 0, 0, request.events, how)
-            if identify(request.fd) != identity:
-                raise kernel_error(errno.EBADF, "the file was closed while this waited")
+            with self._between_tries(request):
+                identity = identify(request.fd)
+                poll = Request(request.fd, request.file)
+                how = 0 if request.file is not None else lib.AU_GUARD_FD
+                await self.perform(poll, lib.au_prepare, lib.AU_OP_POLL_ADD, request.fd, 0, 0, 0, request.events, how)
+                if identify(request.fd) != identity:
+                    raise kernel_error(errno.EBADF, "the file was closed while this waited")
         return await self.perform(request, prepare, *arguments)
 
     async def _withdraw(self, request: Request) -> None:

@@ -68,10 +68,10 @@ class Line(Generic[T]):
             raise
 
     def hand(self, thing: T) -> bool:
-        """Hand `thing` to the first who still waits; False if there is nobody."""
+        """Hand `thing` to the first who still waits; False if there is nobody, or the loop is closed."""
         while self.waiting:
             _, turn, _ = self.waiting.popleft()
-            if not turn.done():
+            if not turn.done() and not turn.get_loop().is_closed():
                 turn.set_result(thing)
                 return True
         return False

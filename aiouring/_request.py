@@ -93,6 +93,7 @@ class Close(Request):
     def let_go(self) -> None:
         """Close what the kernel did not."""
         if self.ended and self.result == -errno.ECANCELED:
+            self.result = 0
             os.close(self.fd)
 
 
@@ -155,7 +156,8 @@ class ProvidedReceive(Request):
     def let_go(self) -> None:
         """Give back a buffer that came without bytes: with an error, or an empty datagram."""
         if self.ended and self.result <= 0 and self.flags & lib.AU_CQE_F_BUFFER:
-            self.group.take(self.flags, 0).release()
+            flags, self.flags = self.flags, 0
+            self.group.take(flags, 0).release()
 
 
 class Leftovers:

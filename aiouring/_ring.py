@@ -77,7 +77,7 @@ def set_up(raw: "CRing", entries: int, cq_entries: int, flags: SetupFlags) -> No
     global _refused
     if flags & _refused & SetupFlags.DEFER_TASKRUN:
         flags |= SetupFlags.COOP_TASKRUN
-    asked = flags = flags & ~_refused
+    tried = flags = flags & ~_refused
     code = lib.au_ring_setup(raw, entries, cq_entries, flags)
     for drop in _DROPPABLE:
         if code != -errno.EINVAL:
@@ -86,9 +86,10 @@ def set_up(raw: "CRing", entries: int, cq_entries: int, flags: SetupFlags) -> No
             flags &= ~drop
             if drop is SetupFlags.DEFER_TASKRUN:
                 flags |= SetupFlags.COOP_TASKRUN
+            tried |= flags
             code = lib.au_ring_setup(raw, entries, cq_entries, flags)
     if code == 0:
-        _refused |= asked & ~flags
+        _refused |= tried & ~flags
     if code < 0:
         raise unavailable(-code)
 
@@ -291,6 +292,7 @@ class Ring:
 
     def wait(self, count: int = 1, timeout: float | None = None) -> list[Completion]:
         """Submit, then block until `count` completions are there or `timeout` seconds have passed."""
+        check_size("count", count, self.cq_entries)
         if timeout is not None and timeout < 0:
             raise ValueError(f"timeout={timeout} is negative; None waits for as long as it takes")
         end = None if timeout is None else time.monotonic() + timeout

@@ -134,6 +134,8 @@ class Turns:
             self._retries = 0
             if self._room.waiting:
                 self._make_room()
+        else:
+            self._queued = [request for request in self._queued if not request.ended]
         if self._cancels_due:
             self._cancel_again()
         for group in self.groups.values():
