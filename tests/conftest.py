@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -55,7 +56,7 @@ def pytest_report_header(config: pytest.Config) -> str:
     """One line on the kernel and loops under test."""
     found = config.stash[_FOUND]
     state = "available" if found else f"NOT AVAILABLE: {found.reason}"
-    return f"io_uring: {state}; Linux {found.kernel}; uvloop {uvloop.__version__}"
+    return f"io_uring: {state}; Linux {found.kernel}; uvloop {version('uvloop')}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -145,11 +146,13 @@ def oracle(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     gc.collect()
     files, pinned, threads, buried = open_files(), pinned_kilobytes(), threading.active_count(), len(GRAVEYARD)
+    rings = set(LIVE)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
         gc.collect()
-    assert not [driver for driver in LIVE if not driver.ring.closed], f"a ring is still open:\n{in_flight()}"
+    opened = [driver for driver in LIVE if driver not in rings and not driver.ring.closed]
+    assert not opened, f"a ring is still open:\n{in_flight()}"
     assert len(GRAVEYARD) == buried, f"memory was kept for requests that never ended: {GRAVEYARD[buried:]}"
     assert until(lambda: not set(open_files()) - set(files)), (
         f"left open: {set(open_files().items()) - set(files.items())}"

@@ -7,6 +7,7 @@ import random
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import RingFactory
@@ -336,9 +337,12 @@ async def test_uninvited_ecanceled_is_an_oserror(ring: aiouring.AsyncRing, pair:
 
 @pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="eager tasks came with Python 3.12")
 async def test_c14_eager_tasks(ring: aiouring.AsyncRing, pair: Pair) -> None:
-    """Verbs work when the task's first step runs inside create_task()."""
+    """Verbs work when the task's first step runs inside the making of the task."""
     left, right = pair
-    asyncio.get_running_loop().set_task_factory(vars(asyncio)["eager_task_factory"])
-    task = asyncio.create_task(ring.recv_into(left, bytearray(8)))
+    memory = bytearray(8)
+    eager: dict[str, Any] = {"loop": asyncio.get_running_loop(), "eager_start": True}
+    task = asyncio.Task(ring.recv_into(left, memory), **eager)
     right.send(b"eager")
     assert await task == 5
+    assert memory[:5] == b"eager"
+    await asyncio.gather(*(asyncio.Task(ring.nop(), **eager) for _ in range(20)))

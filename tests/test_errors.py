@@ -1,0 +1,111 @@
+"""Tests of the exceptions: their types, and the sentences that explain a broken rule."""
+
+import errno
+
+import pytest
+
+import aiouring
+from aiouring import _errors
+from aiouring._errors import failure, kernel_error
+from aiouring._uring import lib
+
+pytestmark = pytest.mark.needs_no_ring
+
+RULES = [
+    (lib.AU_CLOSED, aiouring.RingClosedError, "closed"),
+    (lib.AU_FORKED, aiouring.WrongContextError, "fork"),
+    (lib.AU_WRONG_THREAD, aiouring.WrongContextError, "call_soon_threadsafe"),
+    (lib.AU_DISABLED, aiouring.WrongContextError, r"call enable\(\)"),
+    (lib.AU_FULL, aiouring.ResourceBusyError, "submission queue is full"),
+    (lib.AU_BAD_LENGTH, ValueError, "start=2 and length=9 reach beyond the memory of 8 bytes"),
+    (lib.AU_BAD_OFFSET, ValueError, "offset=-7 is negative"),
+    (lib.AU_BAD_INDEX, ValueError, "index 3"),
+    (lib.AU_NOT_LENT, ValueError, "buffer 3 is not lent"),
+    (lib.AU_RING_FD, ValueError, "descriptor 5 is an io_uring itself"),
+]
+NUMBERS = {"start": 2, "length": 9, "capacity": 8, "offset": -7, "index": 3, "fd": 5}
+
+
+@pytest.mark.parametrize(("code", "kind", "text"), RULES)
+def test_rules_are_explained(code: int, kind: type[Exception], text: str) -> None:
+    """Each rule of the C core has its type and its sentence, with the numbers in it."""
+    with pytest.raises(kind, match=text):
+        raise failure(code, "filling", **NUMBERS)
+
+
+def test_every_rule_is_tested() -> None:
+    """No rule of the C core is without a sentence, or without a row above."""
+    assert {code for code, _, _ in RULES} == set(_errors._RULES)
+
+
+@pytest.mark.parametrize("code", sorted(_errors._RULES))
+def test_a_number_that_is_not_known(code: int) -> None:
+    """A sentence whose numbers nobody gave has question marks, not a KeyError."""
+    assert "{" not in str(failure(code))
+
+
+def test_rules_are_no_errnos() -> None:
+    """A rule's code lies outside what a kernel can answer."""
+    assert all(code < -4095 for code in _errors._RULES)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_success_is_no_failure(code: int) -> None:
+    """Making an exception for a success is our own mistake."""
+    with pytest.raises(AssertionError):
+        failure(code)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EPERM, PermissionError),
+        (errno.ECONNRESET, ConnectionResetError),
+        (errno.EPIPE, BrokenPipeError),
+        (errno.EAGAIN, BlockingIOError),
+        (errno.ENOENT, FileNotFoundError),
+        (errno.EISDIR, IsADirectoryError),
+        (errno.ETIMEDOUT, TimeoutError),
+        (errno.EFAULT, OSError),
+    ],
+)
+def test_kernel_errors_have_their_subclass(number: int, kind: type[OSError]) -> None:
+    """The kernel's refusals are what Python's own calls would raise, and say what was being done."""
+    error = failure(-number, "reading")
+    assert type(error) is kind
+    assert isinstance(error, OSError)
+    assert error.errno == number
+    assert str(error).startswith(f"[Errno {number}] reading: ")
+
+
+def test_kernel_error_without_an_action() -> None:
+    """Where nothing is said about the action the text is the system's."""
+    assert str(kernel_error(errno.EBADF)) == f"[Errno {errno.EBADF}] Bad file descriptor"
+
+
+def test_lost_completions() -> None:
+    """EBADR from io_uring means lost completions, whatever the system calls it."""
+    assert "lost completions" in str(kernel_error(errno.EBADR, "io_uring_enter"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "builtin"),
+    [
+        (aiouring.RingUnavailableError, OSError),
+        (aiouring.RingClosedError, RuntimeError),
+        (aiouring.WrongContextError, RuntimeError),
+        (aiouring.UnsupportedKernelError, NotImplementedError),
+        (aiouring.BuffersExhaustedError, RuntimeError),
+        (aiouring.ResourceBusyError, RuntimeError),
+    ],
+)
+def test_own_errors_have_a_builtin_base(kind: type[Exception], builtin: type[Exception]) -> None:
+    """Each of our errors can be caught as ours and as what it is in Python's terms."""
+    assert issubclass(kind, aiouring.AioUringError)
+    assert issubclass(kind, builtin)
+
+
+def test_unavailable_keeps_its_errno() -> None:
+    """RingUnavailableError is a full OSError."""
+    error = aiouring.RingUnavailableError(errno.ENOSYS, "no io_uring here")
+    assert (error.errno, error.strerror) == (errno.ENOSYS, "no io_uring here")
