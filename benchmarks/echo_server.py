@@ -1,0 +1,136 @@
+"""Owns the echo benchmark's servers: one process each, `python -m benchmarks.echo_server NAME CORE`.
+
+Protocol with the process that started it: one JSON line on standard output says the port and the process
+id; each line on standard input is answered with the ring's statistics; the end of standard input ends it.
+"""
+
+import asyncio
+import dataclasses
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+from typing import TypeAlias, cast
+
+import aiouring
+from benchmarks import loops, processor
+from benchmarks.loops import LOOPS, TASK_RUNS, TaskRun
+
+CHUNK = 4096
+BUFFERS = 256
+LIFETIME = 300  # seconds after which a forgotten server dies
+
+STREAMS, PROTOCOL = "streams", "protocol"
+
+
+class Control:
+    """The pipe to the process that started this one."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.ended = loop.create_future()
+        self.statistics: Callable[[], dict[str, int]] = dict
+        loop.add_reader(sys.stdin.fileno(), self._answer)
+
+    def _answer(self) -> None:
+        if os.read(sys.stdin.fileno(), 1):
+            print(json.dumps(self.statistics()), flush=True)
+        elif not self.ended.done():
+            self.ended.set_result(None)
+
+
+Server: TypeAlias = Callable[[socket.socket, Control], Coroutine[None, None, None]]
+
+
+async def serve_streams(listener: socket.socket, control: Control) -> None:
+    """The high-level streams of asyncio."""
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(CHUNK):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(echo, sock=listener):
+        await control.ended
+
+
+class EchoProtocol(asyncio.Protocol):
+    """The low-level callbacks of asyncio: no task, no future."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._write = cast("asyncio.Transport", transport).write  # not all transports of uvloop are instances
+
+    def data_received(self, data: bytes) -> None:
+        """Send it back."""
+        self._write(data)
+
+
+async def serve_protocol(listener: socket.socket, control: Control) -> None:
+    """A protocol of asyncio."""
+    async with await asyncio.get_running_loop().create_server(EchoProtocol, sock=listener):
+        await control.ended
+
+
+async def serve_ring(listener: socket.socket, control: Control, task_run: TaskRun) -> None:
+    """aiouring: a task for each connection, one buffer ring for all of them."""
+    async with aiouring.AsyncRing(task_run=task_run) as ring:
+        with ring.register_buffer_ring(count=BUFFERS, size=CHUNK) as group:
+            control.statistics = lambda: dataclasses.asdict(ring.statistics())
+            accepting = asyncio.create_task(accept_all(ring, group, listener))
+            await control.ended
+            accepting.cancel()
+            await asyncio.wait([accepting])
+
+
+async def accept_all(ring: aiouring.AsyncRing, group: aiouring.BufferRing, listener: socket.socket) -> None:
+    """Accept until cancelled."""
+    async with asyncio.TaskGroup() as connections:
+        while True:
+            connection = await ring.accept(listener)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as asyncio's transports do
+            connections.create_task(echo_one(ring, group, connection))
+
+
+async def echo_one(ring: aiouring.AsyncRing, group: aiouring.BufferRing, connection: socket.socket) -> None:
+    """Echo one connection until its end."""
+    with connection:
+        while True:
+            with await ring.recv(connection, group) as chunk:
+                if not chunk:
+                    break
+                await ring.send_all(connection, chunk)
+
+
+def _ring_server(task_run: TaskRun) -> Server:
+    return lambda listener, control: serve_ring(listener, control, task_run)
+
+
+_RING_KINDS: dict[str, Server] = {f"aiouring {task_run}": _ring_server(task_run) for task_run in TASK_RUNS}
+_KINDS: dict[str, Server] = {STREAMS: serve_streams, PROTOCOL: serve_protocol, **_RING_KINDS}
+
+#: Every server by its name: the event loop, and the kind of server on it.
+SERVERS: dict[str, tuple[str, Server]] = {
+    f"{loop}, {kind}": (loop, server) for loop in LOOPS for kind, server in _KINDS.items()
+}
+#: The names of aiouring's own.
+RING_SERVERS = tuple(f"{loop}, {kind}" for loop in LOOPS for kind in _RING_KINDS)
+
+
+async def serve(server: Server) -> None:
+    """Listen on a free port of the loopback interface until told to end."""
+    control = Control()
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
+        listener.settimeout(0)
+        print(json.dumps({"port": listener.getsockname()[1], "pid": os.getpid()}), flush=True)
+        await server(listener, control)
+
+
+if __name__ == "__main__":
+    signal.alarm(LIFETIME)
+    processor.pin(int(sys.argv[2]))
+    loop_name, chosen = SERVERS[sys.argv[1]]
+    loops.run(loop_name, serve(chosen))
