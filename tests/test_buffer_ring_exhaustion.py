@@ -6,6 +6,7 @@ import resource
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Literal
 
 import pytest
 
@@ -293,8 +294,9 @@ async def test_on_empty_raise(ring: aiouring.AsyncRing, pairs: list[Pair]) -> No
 
 async def test_on_empty_per_call(ring: aiouring.AsyncRing, pairs: list[Pair]) -> None:
     """A receive can choose otherwise than its group; one that raises does not wait behind others either."""
-    for default, number in (("wait", 1), ("raise", 2)):
-        group = ring.register_buffer_ring(count=1, size=64, on_empty=default)  # type: ignore[arg-type]
+    policies: tuple[Literal["wait"], Literal["raise"]] = ("wait", "raise")
+    for number, default in enumerate(policies, start=1):
+        group = ring.register_buffer_ring(count=1, size=64, on_empty=default)
         (held,) = await take_all(ring, group, pairs[0])
         pairs[number][1].send(b"data")
         task = asyncio.create_task(ring.recv(pairs[number][0], group, on_empty="wait"))

@@ -323,15 +323,15 @@ IN_A_CYCLE = """
 import gc
 from aiouring._lease import Arena
 
-class Session:
+class Holder:
     def __init__(self, part):
         self.part, self.me = part, self
 
 arena = Arena(4, 64, 64)
 part = memoryview(arena.exporters[0])[1:]
 del arena
-session = Session(part)
-del session, part
+holder = Holder(part)
+del holder, part
 gc.collect()
 print("fine")
 """

@@ -1,0 +1,58 @@
+"""Tests that the README is true: its commands are the ones CI runs, and its code works as printed."""
+
+import asyncio
+import re
+import runpy
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiouring
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of one language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.M | re.S)
+
+
+@pytest.mark.needs_no_ring
+def test_first_screen() -> None:
+    """The first screen has two commands, each complete, and a program of about fifteen lines."""
+    commands = [block.strip() for block in blocks("sh")]
+    assert len(commands) == 2
+    assert all(command.startswith("python3 -m venv .venv && ") for command in commands)
+    assert commands[0].endswith("examples/echo_server.py --check")
+    assert commands[1].endswith("-m pytest")
+    assert len([line for line in blocks("python")[0].splitlines() if line]) <= 15
+    assert README.index(blocks("python")[0]) < len(README) / 3
+
+
+def test_the_program_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The program reads the file that it names through a registered buffer."""
+    program = tmp_path / "program.py"
+    program.write_text(blocks("python")[0])
+    runpy.run_path(str(program))
+    assert capsys.readouterr().out.strip() == Path("/etc/os-release").read_text().strip()
+
+
+async def test_the_echo_works() -> None:
+    """The server of the second block echoes on many connections."""
+    names: dict[str, Any] = {"aiouring": aiouring, "asyncio": asyncio}
+    exec(compile(blocks("python")[1], "README.md", "exec"), names)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        serving = asyncio.create_task(names["serve"](listener))
+        for number in range(20):
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            writer.write(b"message %d" % number)
+            writer.write_eof()
+            assert await reader.read() == b"message %d" % number
+            writer.close()
+            await writer.wait_closed()
+        serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
