@@ -138,6 +138,8 @@ class Driver(Turns):
             numbers = dict(zip(_ARGUMENTS[prepare], arguments, strict=False))
             if prepare is lib.au_prepare_fixed:
                 numbers["capacity"] = numbers["table"].size
+            elif prepare is lib.au_prepare_select:
+                numbers["index"] = numbers["group"].group_id
             raise failure(code, "", **numbers)
         return code
 

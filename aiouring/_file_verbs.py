@@ -79,7 +79,9 @@ class FileVerbs(Verbs):
     ) -> int:
         """Read into a registered buffer, at `start`, at most `length` bytes (None: to its end).
 
-        Returns the number of bytes, 0 at the end of the file.  Since Linux 5.1.  See io_uring_prep_read_fixed(3).
+        Returns the number of bytes, 0 at the end of the file.  Several reads into parts of one buffer may be in
+        flight; what they leave where the parts overlap is undefined.  Since Linux 5.1.  See
+        io_uring_prep_read_fixed(3).
         """
         return await self._fixed(Request, _READ_FIXED, fd, buffer, offset, start, length)
 

@@ -112,7 +112,7 @@ class RegisteredBuffers(Home):
     def try_acquire(self) -> FixedBuffer | None:
         """Lend a buffer if one is free and nobody waits for it, else None."""
         code = lib.au_ring_check(self._ring.raw)
-        if code < 0 and code != lib.AU_CLOSED:
+        if code < 0:
             raise failure(code)
         if not self.registered:
             raise RingClosedError("the registered buffers have been unregistered")

@@ -89,6 +89,8 @@ class SocketVerbs(Verbs):
         Since Linux 5.19.  See io_uring_prep_recv(3) and io_uring_setup_buf_ring(3).
         """
         number, file, how = resolve(sock)
+        if not isinstance(group, BufferRing):
+            raise TypeError(f"a BufferRing from register_buffer_ring() is needed, not {type(group).__name__}")
         driver = self._driver or self._bound()
         self._enter_receive(sock)
         try:

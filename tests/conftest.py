@@ -68,6 +68,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=f"io_uring is not available: {found.reason}"))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is here before the first test need not be looked through by the oracle after each."""
+    gc.collect()
+    gc.freeze()
+
+
 def in_flight() -> str:
     """What every open ring is waiting for, as text."""
     lines = []

@@ -294,7 +294,7 @@ async def test_on_empty_raise(ring: aiouring.AsyncRing, pairs: list[Pair]) -> No
 
 async def test_on_empty_per_call(ring: aiouring.AsyncRing, pairs: list[Pair]) -> None:
     """A receive can choose otherwise than its group; one that raises does not wait behind others either."""
-    policies: tuple[Literal["wait"], Literal["raise"]] = ("wait", "raise")
+    policies: list[Literal["wait", "raise"]] = ["wait", "raise"]
     for number, default in enumerate(policies, start=1):
         group = ring.register_buffer_ring(count=1, size=64, on_empty=default)
         (held,) = await take_all(ring, group, pairs[0])

@@ -22,7 +22,6 @@ SEEDS_PER_TEST, TESTS = 40, 8
 CANARY = b"\xc5" * 16
 STILL_EXPORTED: list[memoryview] = []
 PATIENCE_SECONDS = 10.0
-TOLERATED = (errno.ECANCELED, errno.EBUSY)  # the one comes uninvited, the other where a full queue is refused
 
 
 def seeds(block: int) -> list[int]:
@@ -137,7 +136,7 @@ class World:
         except asyncio.CancelledError:
             pass
         except OSError as error:
-            if error.errno not in TOLERATED:
+            if error.errno != errno.ECANCELED:  # which may come uninvited
                 raise
 
 
@@ -213,8 +212,9 @@ class Stream:
         finally:
             try:
                 view.release()
-            except BufferError:  # see the tests named memory_is_free
-                STILL_EXPORTED.append(view)
+            except BufferError:
+                STILL_EXPORTED.append(view)  # CPython's collector crashes on one that is
+                raise
             assert memory[: len(CANARY)] == memory[-len(CANARY) :] == CANARY
             self.world.memory.append((memory, bytes(memory)))
 

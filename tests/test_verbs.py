@@ -176,3 +176,16 @@ async def test_bad_input_leaves_nothing_behind(new_ring: RingFactory, file: int)
     memory.extend(b"free")
     assert open_files() == files
     assert pinned_kilobytes() == pinned
+
+
+async def test_groups_that_are_none(ring: AsyncRing) -> None:
+    """recv() takes buffer rings of its own ring only, and says so before anything happens."""
+    left, right = socket.socketpair()
+    other = AsyncRing()
+    async with other:
+        group = other.register_buffer_ring(count=2, size=64)
+        for bad, error in ((None, TypeError), (bytearray(8), TypeError), (group, ValueError)):
+            with pytest.raises(error):
+                await ring.recv(left, bad)  # type: ignore[arg-type]
+    right.close()
+    left.close()

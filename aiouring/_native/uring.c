@@ -822,9 +822,16 @@ int au_group_unregister(au_group *group)
         return 0;
     struct au_buf_reg reg = {.bgid = group->group_id};
     int rc = au_ring_register(group->ring, AU_UNREGISTER_PBUF_RING, &reg, 1);
-    if (rc == 0 || rc == AU_CLOSED)
-        group->registered = 0;
-    return rc == AU_CLOSED ? 0 : rc;
+    if (rc < 0 && rc != AU_CLOSED)
+        return rc;
+    group->registered = 0;
+    for (au_group **link = &group->ring->unpublished; *link; link = &(*link)->next_unpublished) {
+        if (*link == group) {
+            *link = group->next_unpublished;
+            break;
+        }
+    }
+    return 0;
 }
 
 int au_group_take(au_group *group, uint32_t buffer_id)
@@ -872,17 +879,12 @@ int au_group_head(au_group *group)
     return rc < 0 ? rc : (int)status.head;
 }
 
-/* Unmap the ring of a group that the kernel no longer has. */
+/* Unmap the ring of a group that the kernel no longer has.  Any thread may come here (the garbage collector
+ * does), so the ring's list is left alone: an unregistered group is not in it, a closed ring does not look. */
 void au_group_close(au_group *group)
 {
     if (!group->entries || (group->registered && group->ring->state != RING_CLOSED))
         return;
-    for (au_group **link = &group->ring->unpublished; *link; link = &(*link)->next_unpublished) {
-        if (*link == group) {
-            *link = group->next_unpublished;
-            break;
-        }
-    }
     if (group->ring->process == process_number)
         munmap(group->entries, group->entries_bytes); /* a child never had this mapping */
     group->entries = NULL;
