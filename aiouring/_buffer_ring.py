@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
 OnEmpty = Literal["wait", "raise"]
 
+# Looked up once: these are on every message's way.
+_BUFFER_SHIFT = lib.AU_CQE_BUFFER_SHIFT
+_take = lib.au_group_take
+_release = lib.au_group_release
+
 MAX_ENTRIES = lib.AU_MAX_GROUP_ENTRIES
 MAX_BUFFER_BYTES = lib.AU_MAX_BUFFER_BYTES
 
@@ -45,7 +50,7 @@ class ProvidedBuffer(Lease):
     __slots__ = ()
 
     def __bool__(self) -> bool:
-        return self._length > 0
+        return self.length > 0
 
     @property
     def buffer_id(self) -> int | None:
@@ -201,15 +206,15 @@ class BufferRing(Home):
 
     def take(self, flags: int, length: int) -> ProvidedBuffer:
         """The buffer a completion's flags name becomes the caller's."""
-        number = flags >> lib.AU_CQE_BUFFER_SHIFT
-        code = lib.au_group_take(self.raw, number)
+        number = flags >> _BUFFER_SHIFT
+        code = _take(self.raw, number)
         if code:
             raise AssertionError(f"the kernel gave out buffer {number} of group {self.group_id}, which it did not have")
         return ProvidedBuffer(self, self._arena, number, length)
 
     def take_back(self, number: int) -> None:
         """A lease ended: the buffer goes back to the kernel with the next turn."""
-        code = lib.au_group_release(self.raw, number)
+        code = _release(self.raw, number)
         if code < 0:
             raise failure(code, "returning a buffer", index=number)
         if code:  # it waits to be published

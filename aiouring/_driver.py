@@ -52,8 +52,9 @@ class Driver(Turns):
         self.cancel_timeout = cancel_timeout
         self.detached = 0
         self._numbers = 0
-        # The C core checks the thread and the process; if this loop runs in this thread, it is the running one.
-        # (Asking for the running loop would be a system call, getpid, in CPython 3.11.)
+        # The C core checks the thread and the process of each request; if this loop runs in this thread, it is the
+        # running one.  The first request of a turn asks.  (Asking asyncio for the running loop would be a system
+        # call, getpid, in CPython 3.11.)
         self._is_running = loop.is_running
         super().__init__(ring, loop)
         LIVE.add(self)
@@ -63,7 +64,7 @@ class Driver(Turns):
 
         A negative result raises `OSError`, except `request.expected`, which is returned.
         """
-        if not self._usable or not self._is_running():
+        if not self._usable or not (self._scheduled or self._is_running()):
             self._refuse()
         self._numbers = request.user_data = user_data = self._numbers + 1
         request.ended = False

@@ -107,7 +107,7 @@ class FileVerbs(Verbs):
         number, file, how = resolve(fd)
         if not isinstance(buffer, FixedBuffer):
             raise TypeError(f"a FixedBuffer from RegisteredBuffers.acquire() is needed, not {type(buffer).__name__}")
-        memory = buffer.memory  # ValueError after release
+        memory = buffer.memory()  # ValueError after release
         if length is None:
             length = len(buffer) - start
         driver = self._driver or self._bound()

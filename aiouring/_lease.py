@@ -101,23 +101,23 @@ _NOT_HELD: "weakref.ref[Any]" = weakref.ref(_nothing)
 class Lease:
     """One buffer lent to a caller; the common part of `FixedBuffer` and `ProvidedBuffer`."""
 
-    __slots__ = ("__weakref__", "_arena", "_home", "_length", "_view", "abandoned", "ended", "number", "pins")
+    __slots__ = ("__weakref__", "_arena", "_home", "_view", "abandoned", "ended", "length", "number", "pins")
 
     def __init__(self, home: Home, arena: Arena, number: int, length: int) -> None:
         self._home = home
         self._arena = arena
         self.number = number
-        self._length = length
+        self.length = length
         self._view: memoryview | None = None
         self.pins = 0  # requests in flight on this memory
         self.abandoned = False  # nobody awaits those requests any more
         self.ended = False
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
 
     def __repr__(self) -> str:
-        state = "released" if self.ended else f"{self._length} bytes"
+        state = "released" if self.ended else f"{self.length} bytes"
         return f"<{type(self).__name__} {self.number} {state}>"
 
     @property
@@ -127,10 +127,9 @@ class Lease:
         if view is None:
             if self.ended:
                 raise failure_released(self.number)
-            view = self._view = memoryview(self._arena.exporters[self.number])[: self._length]
+            view = self._view = memoryview(self._arena.exporters[self.number])[: self.length]
         return view
 
-    @property
     def memory(self) -> "CMemory":
         """The buffer as a C pointer, for requests.  Raises `ValueError` after release."""
         if self.ended:
@@ -161,7 +160,7 @@ class Lease:
         assert self._view is not None
         self._view.release()  # BufferError: an array or a C library has it
         self._view = None
-        if self._length and self.has_views():
+        if self.length and self.has_views():
             _ = self.view  # the lease goes on
             raise BufferError(
                 f"a slice of buffer {self.number}'s view is still alive: it would see the buffer's next contents; "
@@ -180,11 +179,10 @@ class Lease:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.ended:
-            return
         if kind is None and not self.abandoned:
-            self.release()
-        else:
+            if not self.ended:
+                self.release()
+        elif not self.ended:
             self._end_quietly()
 
     async def __aenter__(self) -> Self:
@@ -205,7 +203,7 @@ class Lease:
             self.unpinned()
 
     def __del__(self) -> None:
-        if self.ended or not self._length:
+        if self.ended or not self.length:
             return
         said = f"{self!r} was never released"
         self._end_quietly()

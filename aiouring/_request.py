@@ -41,17 +41,19 @@ class Request:
     #: The group a receive takes its buffer from.
     group: "BufferRing | None" = None
 
+    user_data: int
+    pinned: bool
+
     def __init__(self, fd: int = -1, file: Any = None, hold: Any = None, lease: "Lease | None" = None) -> None:
         self.fd = fd
         self.file = file
         self.hold = hold
         self.lease = lease
-        self.pinned = False
-        self.user_data = 0
         self.result = 0
         self.flags = 0
         self.ended = False
         self.waiter: asyncio.Future[int] | None = None
+        # user_data is there from the start on, pinned where there is a lease.
 
     def __repr__(self) -> str:
         state = f"ended {self.result}" if self.ended else ("awaited" if self.waiter else "detached")
@@ -143,8 +145,8 @@ class ProvidedReceive(Request):
         self.fd = fd  # all of Request.__init__, without the call
         self.file = file
         self.hold = self.lease = self.waiter = None
-        self.user_data = self.result = self.flags = 0
-        self.ended = self.pinned = False
+        self.result = self.flags = 0
+        self.ended = False
         self.group: BufferRing = group
 
     def unclaimed(self, leftovers: "Leftovers") -> None:

@@ -92,7 +92,9 @@ class SocketVerbs(Verbs):
         if not isinstance(group, BufferRing):
             raise TypeError(f"a BufferRing from register_buffer_ring() is needed, not {type(group).__name__}")
         driver = self._driver or self._bound()
-        self._enter_receive(sock)
+        if sock in self._receiving:
+            raise _busy(sock)
+        self._receiving.add(sock)
         try:
             if driver.leftovers.kept and (data := driver.leftovers.take(number, group.size)):
                 return private_copy(data)
@@ -127,7 +129,9 @@ class SocketVerbs(Verbs):
         number, file, how = resolve(sock)
         memory, length, lease = memory_of(buffer, writable=True)
         driver = self._driver or self._bound()
-        self._enter_receive(sock)
+        if sock in self._receiving:
+            raise _busy(sock)
+        self._receiving.add(sock)
         try:
             if driver.leftovers.kept and (data := driver.leftovers.take(number, length)):
                 return fill(memory, data)
@@ -146,12 +150,6 @@ class SocketVerbs(Verbs):
             )
         finally:
             self._receiving.discard(sock)
-
-    def _enter_receive(self, sock: File) -> None:
-        """One receive at a time on a socket: two would share the stream's bytes in an undefined way."""
-        if sock in self._receiving:
-            raise ResourceBusyError(f"another task is already receiving from {sock!r}")
-        self._receiving.add(sock)
 
     async def send(self, sock: File, data: Bytes) -> int:
         """Send what the socket takes of `data`, a buffer or a lent one; returns the number of bytes.
@@ -197,6 +195,11 @@ class SocketVerbs(Verbs):
                 _SEND_ALL_FLAGS,
                 how,
             )
+
+
+def _busy(sock: File) -> ResourceBusyError:
+    """One receive at a time on a socket: two would share the stream's bytes in an undefined way."""
+    return ResourceBusyError(f"another task is already receiving from {sock!r}")
 
 
 async def _line_up(

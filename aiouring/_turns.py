@@ -176,10 +176,12 @@ class Turns:
                     self._end(request)
                     self._unclaimed(request)
                     continue
-                if not waiter.done():
+                try:  # noqa: SIM105 - suppress() costs more than all the rest of this loop
                     waiter.set_result(result)
+                except asyncio.InvalidStateError:
+                    pass  # cancelled: its task will look at the request
                 request.ended = True
-                if request.pinned:
+                if request.lease is not None:
                     self._end(request)
                 else:
                     del inflight[user_data]  # last: an interrupted step is taken again

@@ -45,7 +45,7 @@ def resolve(file: File) -> tuple[int, Any, int]:
 def memory_of(data: Bytes, *, writable: bool) -> tuple[Any, int, Lease | None]:
     """The memory of a buffer as a C array that holds its export, its length in bytes, and its lease."""
     if isinstance(data, Lease):
-        return data.memory, len(data), data
+        return data.memory(), data.length, data
     memory = ffi.from_buffer(data, require_writable=writable)
     return memory, len(memory), None
 

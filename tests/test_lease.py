@@ -154,7 +154,7 @@ def test_d2_view_after_release() -> None:
     with pytest.raises(ValueError, match="buffer 0 has been released already"):
         lease.view
     with pytest.raises(ValueError, match="buffer 0 has been released already"):
-        lease.memory
+        lease.memory()
 
 
 @pytest.mark.parametrize("name", EXPORTS)
