@@ -75,7 +75,7 @@ class RegisteredBuffers(Home):
             raise registration_error(code, count * stride, f"registering {count} buffers of {size} bytes")
         self._free = list(range(count - 1, -1, -1))  # the last returned is lent first: it is in the cache
         self._high_water = 0
-        self._line: Line[FixedBuffer] = Line(attendant.new_future, Lease.release)
+        self._line: Line[FixedBuffer] = Line(attendant.new_future, lambda lease: lease.__exit__(None))
 
     def __len__(self) -> int:
         return self._count
