@@ -19,6 +19,7 @@ How this fits together
 import asyncio
 import contextlib
 import errno
+import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -51,7 +52,9 @@ class Driver(Turns):
     def __init__(self, ring: Ring, loop: asyncio.AbstractEventLoop, cancel_timeout: float) -> None:
         self.cancel_timeout = cancel_timeout
         self.detached = 0
-        self._numbers = 0
+        # Atomic: a caller in the wrong thread, whom only the C core refuses, must not draw another request's number
+        # and then take that request, and with it the memory it owns, out of the table.
+        self._next_number = itertools.count(1).__next__
         # The C core checks the thread and the process of each request; if this loop runs in this thread, it is the
         # running one.  The first request of a turn asks.  (Asking asyncio for the running loop would be a system
         # call, getpid, in CPython 3.11.)
@@ -66,7 +69,7 @@ class Driver(Turns):
         """
         if not self._usable or not (self._scheduled or self._is_running()):
             self._refuse()
-        self._numbers = request.user_data = user_data = self._numbers + 1
+        request.user_data = user_data = self._next_number()
         request.ended = False
         request.waiter = waiter = self.new_future()
         self.inflight[user_data] = request

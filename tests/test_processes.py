@@ -70,6 +70,36 @@ async def test_c1_wrong_thread(ring: aiouring.AsyncRing) -> None:
     right.close()
 
 
+async def test_c1_wrong_threads_never_share_a_number(ring: aiouring.AsyncRing) -> None:
+    """Callers in wrong threads, however they race, take no request of the ring's own thread out of the table."""
+    refused = 0
+    done = threading.Event()
+
+    def misuse() -> None:
+        nonlocal refused
+        while not done.is_set():
+            with pytest.raises(aiouring.WrongContextError):
+                ring.nop().send(None)
+            refused += 1
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=misuse) for _ in range(2)]
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(100):
+            async with asyncio.timeout(20):
+                await asyncio.gather(*(ring.nop() for _ in range(20)))
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert refused
+    assert ring.statistics().strays == 0
+
+
 async def test_c2_ring_made_in_a_thread_that_died(profile: str) -> None:
     """A ring belongs to whoever uses it first, not to whoever made it."""
     made: list[aiouring.AsyncRing] = []
