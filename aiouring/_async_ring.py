@@ -13,13 +13,13 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Self
 
-from aiouring._buffer_ring import BufferRing, OnEmpty
 from aiouring._driver import Driver
-from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
+from aiouring._errors import RingClosedError, kernel_error
 from aiouring._file_verbs import FileVerbs
-from aiouring._registered_buffers import RegisteredBuffers
+from aiouring._registration_verbs import RegistrationVerbs
 from aiouring._request import Close, Request, Timeout
-from aiouring._ring import MAX_ENTRIES, Ring, TaskRun, check_size
+from aiouring._ring import MAX_ENTRIES, Ring, check_size
+from aiouring._setup import TaskRun
 from aiouring._socket_verbs import SocketVerbs
 from aiouring._uring import ffi, lib
 from aiouring._verbs import File, resolve
@@ -43,7 +43,7 @@ class RingStatistics:
     strays: int  # completions nobody was waiting for
 
 
-class AsyncRing(FileVerbs, SocketVerbs):
+class AsyncRing(RegistrationVerbs, FileVerbs, SocketVerbs):
     """One io_uring for one event loop; use it with `async with`, in the loop's thread.
 
     Args:
@@ -152,44 +152,6 @@ class AsyncRing(FileVerbs, SocketVerbs):
             submit_errors=raw.submit_errors,
             strays=driver.strays if driver else 0,
         )
-
-    # ---- buffers -------------------------------------------------------------------------------
-
-    def register_buffers(self, *, count: int, size: int) -> RegisteredBuffers:
-        """Register `count` page-aligned buffers of `size` bytes for `read_fixed` and `write_fixed`.
-
-        Raises:
-            ValueError: over 16384 buffers, or over 1 GiB in one.
-            OSError: ENOMEM beyond RLIMIT_MEMLOCK; the text says how to raise it.
-            ResourceBusyError: this ring has a table already.
-
-        Since Linux 5.1.  See io_uring_register_buffers(3).
-        """
-        driver = self._driver or self._bound()
-        driver.check()
-        if driver.buffers is not None and driver.buffers.registered:
-            raise ResourceBusyError("this ring has registered buffers already: a ring has one table of them")
-        driver.buffers = RegisteredBuffers(self._ring, driver, count, size)
-        return driver.buffers
-
-    def register_buffer_ring(self, *, count: int, size: int, on_empty: OnEmpty = "wait") -> BufferRing:
-        """Register a pool of `count` buffers (a power of two) of `size` bytes for `recv`.
-
-        `on_empty` says what a receive does when all are lent: wait in line, or raise `BuffersExhaustedError`.
-
-        Since Linux 5.19.  See io_uring_setup_buf_ring(3).
-        """
-        driver = self._driver or self._bound()
-        driver.check()
-        driver.groups = {number: group for number, group in driver.groups.items() if group.registered}
-        # A receive that is being cancelled still names its group by number: that number is not free yet.
-        taken = {request.group.group_id for request in driver.inflight.values() if request.group} | set(driver.groups)
-        group_id = next(number for number in range(len(taken) + 1) if number not in taken)
-        if group_id > lib.AU_MAX_GROUP_ID:
-            raise ResourceBusyError(f"this ring has {len(driver.groups)} buffer rings already")
-        group = BufferRing(self._ring, driver, group_id, count, size, on_empty)
-        driver.groups[group_id] = group
-        return group
 
     async def nop(self) -> None:
         """Do nothing, by way of the kernel: for measuring."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from aiouring._abi import Features, Opcode, SetupFlags
 from aiouring._errors import UnsupportedKernelError
-from aiouring._ring import PROFILES, Ring
+from aiouring._ring import Ring
+from aiouring._setup import PROFILES
 from aiouring._uring import ffi, lib
 
 _NO_FEATURES = Features(0)

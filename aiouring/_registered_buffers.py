@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Self
 from aiouring._errors import RingClosedError, failure
 from aiouring._lease import PAGE, Arena, Home, Lease
 from aiouring._line import Attendant, Line
-from aiouring._ring import Ring, check_size, in_bytes
+from aiouring._ring import Ring, check_size
+from aiouring._setup import in_bytes
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:

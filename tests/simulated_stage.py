@@ -11,7 +11,7 @@ from conftest import in_flight
 from simulated_kernel import Odds, SimulatedKernel
 
 import aiouring
-from aiouring._ring import TaskRun
+from aiouring._setup import TaskRun
 
 NOTHING_BY_ITSELF = Odds(complete=0.0)
 

@@ -14,7 +14,7 @@ import pytest
 from injected_faults import ENTER, forbidden, real_enter, replaced, run_python
 
 from aiouring import AsyncRing
-from aiouring._ring import TaskRun
+from aiouring._setup import TaskRun
 
 pytestmark = pytest.mark.leaves_things  # what the kernel may still write to is kept for ever
 

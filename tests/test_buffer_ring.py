@@ -151,27 +151,6 @@ async def test_two_receives_on_one_socket(ring: aiouring.AsyncRing, pair: Pair) 
         assert bytes(chunk.view) == b"data"
 
 
-async def test_several_groups(ring: aiouring.AsyncRing, pair: Pair) -> None:
-    """Each receive is served from its own group; unregistering one leaves the others alone."""
-    groups = [ring.register_buffer_ring(count=2, size=16 * (number + 1)) for number in range(3)]
-    assert [group.group_id for group in groups] == [0, 1, 2]
-    for _ in range(5):
-        for group in groups:
-            pair[1].send(b"x" * group.size)
-            with await ring.recv(pair[0], group) as chunk:
-                assert len(chunk) == group.size
-                assert [other.statistics().in_use for other in groups] == [other is group for other in groups]
-    groups[1].unregister()
-    pair[1].send(b"more")
-    with await ring.recv(pair[0], groups[2]) as chunk:
-        assert bytes(chunk.view) == b"more"
-    again = ring.register_buffer_ring(count=2, size=64)
-    assert again.group_id == 1
-    pair[1].send(b"again")
-    with await ring.recv(pair[0], again) as chunk:
-        assert bytes(chunk.view) == b"again"
-
-
 async def test_group_of_another_ring(new_ring: RingFactory, pair: Pair) -> None:
     """A group serves its own ring only."""
     first, second = await new_ring(), await new_ring()

@@ -84,7 +84,7 @@ class BufferRingMachine(RuleBasedStateMachine):
         task_run=st.sampled_from(["coop", "defer"]),
         groups=st.integers(0, 2),
     )
-    def make(self, exponent: int, size: int, task_run: aiouring._ring.TaskRun, groups: int) -> None:
+    def make(self, exponent: int, size: int, task_run: aiouring._setup.TaskRun, groups: int) -> None:
         """A group of any legal size; its number is not always 0."""
         self.ring = aiouring.Ring(16, task_run=task_run)
         self.count = 1 << exponent

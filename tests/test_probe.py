@@ -24,7 +24,7 @@ from injected_faults import (
 )
 
 import aiouring
-from aiouring import Features, Opcode, SetupFlags, _probe, _ring
+from aiouring import Features, Opcode, SetupFlags, _probe, _setup
 from aiouring._uring import lib
 
 #: Probes in a process of its own, and prints what it found, and whether anything was left open.
@@ -50,7 +50,7 @@ def probe_where(source: str) -> tuple[bool, str]:
 def system_says(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """What files of /proc say, for a test to write; one that it does not write is as it would be unblocked."""
     files = {"/proc/sys/kernel/io_uring_disabled": ["0"], "/proc/self/status": ["Name:\tpython", "Seccomp:\t0"]}
-    monkeypatch.setattr(_ring, "_lines", lambda path: files[path])
+    monkeypatch.setattr(_setup, "_lines", lambda path: files[path])
     return files
 
 
@@ -67,8 +67,8 @@ def test_available_here() -> None:
     assert {Opcode.NOP, Opcode.READ, Opcode.RECV, Opcode.ASYNC_CANCEL} <= found.opcodes
     assert found.opcode_count >= len(found.opcodes)
     assert Features.SINGLE_MMAP | Features.NODROP in found.features
-    assert found.setup_flags >= _ring.PROFILES["coop"] & ~_ring._refused
-    assert found.setup_flags >= _ring.PROFILES["defer"] & ~_ring._refused
+    assert found.setup_flags >= _setup.PROFILES["coop"] & ~_setup._refused
+    assert found.setup_flags >= _setup.PROFILES["defer"] & ~_setup._refused
 
 
 def test_nothing_is_left_open() -> None:
@@ -178,8 +178,8 @@ def test_e7_security_module() -> None:
 
 def test_e7_unreadable_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A reason is given where /proc cannot be read, too."""
-    lines = _ring._lines
-    monkeypatch.setattr(_ring, "_lines", lambda path: lines(str(tmp_path / path.strip("/"))))
+    lines = _setup._lines
+    monkeypatch.setattr(_setup, "_lines", lambda path: lines(str(tmp_path / path.strip("/"))))
     with replaced(setup=Failing(real_setup, errno.EPERM)), pytest.raises(aiouring.RingUnavailableError) as caught:
         aiouring.Ring()
     assert caught.value.errno == errno.EPERM
@@ -206,4 +206,4 @@ def test_async_ring_says_why(system_says: dict[str, list[str]]) -> None:
 
 def test_setup_flags_without_a_profile() -> None:
     """Flags that only the other profile uses are found as well, and those that nobody has are not."""
-    assert SetupFlags.COOP_TASKRUN | SetupFlags.DEFER_TASKRUN in aiouring.probe().setup_flags | _ring._refused
+    assert SetupFlags.COOP_TASKRUN | SetupFlags.DEFER_TASKRUN in aiouring.probe().setup_flags | _setup._refused

@@ -12,7 +12,7 @@ from conftest import RingFactory
 from injected_faults import Failing, real_enter, replaced
 
 import aiouring
-from aiouring._ring import TaskRun
+from aiouring._setup import TaskRun
 
 #: Errors after which enter() is tried again.
 TRANSIENT = [errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ENOMEM]

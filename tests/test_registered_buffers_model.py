@@ -77,7 +77,7 @@ class RegisteredBuffersMachine(RuleBasedStateMachine):
     choices = st.integers(0, 59)
 
     @initialize(count=st.integers(1, 4), task_run=st.sampled_from(["coop", "defer"]))
-    def make(self, count: int, task_run: aiouring._ring.TaskRun) -> None:
+    def make(self, count: int, task_run: aiouring._setup.TaskRun) -> None:
         """A ring with a table, and a pipe to read from."""
         self.runner = asyncio.Runner()
         self.loop = self.runner.get_loop()
@@ -90,7 +90,7 @@ class RegisteredBuffersMachine(RuleBasedStateMachine):
         self.stamp = 0
         self.runner.run(self.open(task_run))
 
-    async def open(self, task_run: aiouring._ring.TaskRun) -> None:
+    async def open(self, task_run: aiouring._setup.TaskRun) -> None:
         """Bind a ring to the loop."""
         self.ring = await aiouring.AsyncRing(8, task_run=task_run).__aenter__()
         self.table = self.ring.register_buffers(count=self.count, size=SIZE)

@@ -19,7 +19,7 @@ from injected_faults import Failing, no_more_descriptors, real_enter, real_regis
 
 import aiouring
 from aiouring import Completion, Opcode, Ring
-from aiouring._ring import TaskRun
+from aiouring._setup import TaskRun
 from aiouring._uring import ffi, lib
 
 
@@ -115,7 +115,7 @@ def test_e5_bad_entry_stops_no_batch(profile: TaskRun, missing: int) -> None:
         return -errno.EINVAL if flags & missing else real_setup(entries, params)
 
     with pytest.MonkeyPatch.context() as patch, replaced(setup=setup):
-        patch.setattr("aiouring._ring._refused", aiouring.SetupFlags(0))
+        patch.setattr("aiouring._setup._refused", aiouring.SetupFlags(0))
         ring = Ring(8, cq_entries=16, task_run=profile)
     with ring:
         assert not ring.setup_flags & missing
@@ -328,7 +328,9 @@ def test_old_kernel_without_probe(ring: Ring) -> None:
 def test_e13_registers_are_named() -> None:
     """Every register opcode in the C core is one of the ABI header's, and none of those is EVENTFD_ASYNC (7)."""
     native = Path(aiouring.__file__).parent / "_native"
-    used = re.findall(r"(?:do_register|au_ring_register)\(\s*[\w>-]+, (\w+)", (native / "uring.c").read_text())
+    used = re.findall(
+        r"(?:do_register|au_ring_register)\(\s*[\w>-]+, (\w+)", "".join(path.read_text() for path in native.glob("*.c"))
+    )
     known = dict(re.findall(r"(AU_(?:UN)?REGISTER_\w+) = (\d+)", (native / "uapi.h").read_text()))
     assert set(used) - {"opcode"} <= set(known)
     assert "7" not in known.values()

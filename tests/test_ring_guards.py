@@ -11,7 +11,7 @@ from injected_faults import Failing, real_enter, replaced
 
 import aiouring
 from aiouring import Completion, Opcode, Ring
-from aiouring._ring import TaskRun
+from aiouring._setup import TaskRun
 from aiouring._uring import ffi, lib
 
 

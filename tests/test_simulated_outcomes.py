@@ -13,7 +13,7 @@ from simulated_kernel import DONE, LATER, STOPPED, CancelOutcome, SimulatedKerne
 from simulated_stage import stage
 
 import aiouring
-from aiouring._ring import TaskRun
+from aiouring._setup import TaskRun
 from aiouring._uring import lib
 
 OUTCOMES = [

@@ -10,7 +10,7 @@ from simulated_kernel import Odds
 from simulated_stage import stage
 
 import aiouring
-from aiouring._ring import TaskRun
+from aiouring._setup import TaskRun
 from aiouring._uring import lib
 
 STILL_EXPORTED: list[memoryview] = []

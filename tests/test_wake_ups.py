@@ -15,7 +15,7 @@ from conftest import open_files, until
 from injected_faults import Failing, no_more_descriptors, real_enter, replaced, run_python
 
 import aiouring
-from aiouring._ring import TaskRun
+from aiouring._setup import TaskRun
 
 
 async def turns(count: int = 5) -> None:

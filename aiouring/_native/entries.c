@@ -1,0 +1,189 @@
+/* Submission entries: filling them, and the descriptors they name. */
+#include "uring.h"
+
+/* ---- guarded descriptors ---------------------------------------------------------------------- */
+
+static bool is_ring(int fd)
+{
+    char path[40], target[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(path, target, sizeof target);
+    return length == 21 && memcmp(target, "anon_inode:[io_uring]", 21) == 0;
+}
+
+/* Note what `fd` is now.  Returns 1 + the number of its guard. */
+static int guard(au_ring *ring, int fd)
+{
+    for (uint32_t i = ring->guards_used; i-- > 0;)
+        if (ring->guards[i].fd == fd)
+            return (int)i + 1;
+    if (ring->guards_used == AU_SLOTS_AT_ONCE)
+        return AU_FULL;
+    struct stat status;
+    if (fstat(fd, &status) < 0)
+        return -errno;
+    /* A request on an io_uring never completes; its inode is one of those without a type. */
+    if ((status.st_mode & S_IFMT) == 0 && is_ring(fd))
+        return AU_RING_FD;
+    ring->guards[ring->guards_used] = (struct guard){fd, status.st_dev, status.st_ino};
+    return (int)++ring->guards_used;
+}
+
+static void forget_guards(au_ring *ring)
+{
+    if (ring->guards_used) {
+        memset(ring->guard_of, 0, ring->sq_entries);
+        ring->guards_used = 0;
+    }
+}
+
+/* Take the descriptor away from every entry whose file is no longer what it was. */
+static void verify_guards(au_ring *ring)
+{
+    for (uint32_t i = 0; i < ring->guards_used; i++) {
+        struct stat status;
+        const struct guard *g = &ring->guards[i];
+        if (fstat(g->fd, &status) == 0 && status.st_dev == g->device && status.st_ino == g->inode)
+            continue;
+        for (uint32_t at = load(ring->sq_head); at != ring->filled; at++)
+            if (ring->guard_of[at & ring->sq_mask] == i + 1)
+                ring->sqes[at & ring->sq_mask].fd = -1;
+    }
+}
+
+int au_ring_disarm(au_ring *ring, uint64_t user_data)
+{
+    int rc = au_ring_check(ring);
+    if (rc < 0)
+        return rc;
+    for (uint32_t at = load(ring->sq_head); at != ring->filled; at++) {
+        struct au_sqe *sqe = &ring->sqes[at & ring->sq_mask];
+        if (sqe->user_data == user_data) {
+            sqe->fd = -1;
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* ---- filling submission entries --------------------------------------------------------------- */
+
+/* `how` is AU_SQE_* flags in the low byte, with AU_GUARD_FD where the file was named by number, and what
+ * goes into ioprio (AU_RECVSEND_* ...) in the upper half.
+ * On success the entry counts as filled: the caller writes the rest and must not fail any more. */
+static int next_entry(au_ring *ring, uint64_t user_data, int opcode, int fd, unsigned how,
+                      struct au_sqe **entry)
+{
+    int rc = au_ring_check(ring);
+    if (rc < 0)
+        return rc;
+    if (ring->filled - load(ring->sq_head) >= ring->sq_entries)
+        return AU_FULL;
+    int guarded = 0;
+    if (how & AU_GUARD_FD) {
+        guarded = guard(ring, fd);
+        if (guarded < 0)
+            return guarded;
+    }
+    uint32_t slot = ring->filled & ring->sq_mask;
+    struct au_sqe *sqe = &ring->sqes[slot];
+    memset(sqe, 0, sizeof *sqe);
+    sqe->opcode = (uint8_t)opcode;
+    sqe->flags = (uint8_t)(how & 0xff);
+    sqe->ioprio = (uint16_t)(how >> 16);
+    sqe->fd = fd;
+    sqe->user_data = user_data;
+    ring->guard_of[slot] = (uint8_t)guarded;
+    ring->last_user_data = user_data;
+    ring->filled++;
+    *entry = sqe;
+    return 0;
+}
+
+/* Is [start, start + length) inside `capacity` bytes?  No addition that could overflow. */
+static bool inside(int64_t capacity, int64_t start, int64_t length)
+{
+    return start >= 0 && length >= 0 && start <= capacity && length <= capacity - start;
+}
+
+static uint32_t clamp(int64_t length)
+{
+    return (uint32_t)(length > AU_MAX_TRANSFER ? AU_MAX_TRANSFER : length);
+}
+
+int au_prepare(au_ring *ring, uint64_t user_data, int opcode, int fd, int64_t offset,
+               uint64_t address, uint32_t length, uint32_t op_flags, unsigned how)
+{
+    struct au_sqe *sqe;
+    int rc = next_entry(ring, user_data, opcode, fd, how, &sqe);
+    if (rc < 0)
+        return rc;
+    sqe->off = (uint64_t)offset;
+    sqe->addr = address;
+    sqe->len = length;
+    sqe->op_flags = op_flags;
+    return 0;
+}
+
+int au_prepare_memory(au_ring *ring, uint64_t user_data, int opcode, int fd, const void *memory,
+                      int64_t capacity, int64_t start, int64_t length, int64_t offset,
+                      uint32_t op_flags, unsigned how)
+{
+    struct au_sqe *sqe;
+    if (!inside(capacity, start, length))
+        return AU_BAD_LENGTH;
+    if (offset < -1)
+        return AU_BAD_OFFSET;
+    int rc = next_entry(ring, user_data, opcode, fd, how, &sqe);
+    if (rc < 0)
+        return rc;
+    sqe->off = (uint64_t)offset;
+    sqe->addr = (uint64_t)(uintptr_t)memory + (uint64_t)start;
+    sqe->len = clamp(length);
+    sqe->op_flags = op_flags;
+    return 0;
+}
+
+int au_prepare_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd, au_buffers *buffers,
+                     uint32_t index, int64_t start, int64_t length, int64_t offset, unsigned how)
+{
+    struct au_sqe *sqe;
+    if (buffers->ring != ring || index >= buffers->count)
+        return AU_BAD_INDEX;
+    if (!buffers->registered)
+        return AU_CLOSED;
+    if (!buffers->lent[index])
+        return AU_NOT_LENT;
+    if (!inside((int64_t)buffers->size, start, length))
+        return AU_BAD_LENGTH;
+    if (offset < -1)
+        return AU_BAD_OFFSET;
+    int rc = next_entry(ring, user_data, opcode, fd, how, &sqe);
+    if (rc < 0)
+        return rc;
+    sqe->off = (uint64_t)offset;
+    sqe->addr = (uint64_t)(uintptr_t)(buffers->base + index * buffers->stride) + (uint64_t)start;
+    sqe->len = clamp(length);
+    sqe->buf_index = (uint16_t)index;
+    return 0;
+}
+
+int au_prepare_select(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
+                      int64_t length, int64_t offset, uint32_t op_flags, unsigned how)
+{
+    struct au_sqe *sqe;
+    if (group->ring != ring)
+        return AU_BAD_INDEX;
+    if (!group->registered)
+        return AU_CLOSED;
+    if (length < 0 || length > group->size)
+        return AU_BAD_LENGTH;
+    int rc = next_entry(ring, user_data, opcode, fd, how | AU_SQE_BUFFER_SELECT, &sqe);
+    if (rc < 0)
+        return rc;
+    sqe->off = (uint64_t)offset;
+    sqe->len = (uint32_t)length;
+    sqe->op_flags = op_flags;
+    sqe->buf_index = group->group_id;
+    return 0;
+}

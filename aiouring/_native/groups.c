@@ -1,0 +1,140 @@
+/* Rings of provided buffers: who has each buffer, and when the kernel sees it again. */
+#include "uring.h"
+
+static void publish_group(au_group *group)
+{
+    group->tail = (uint16_t)(group->tail + group->unpublished);
+    __atomic_store_n(&group->entries[0].reserved, group->tail, __ATOMIC_RELEASE);
+    group->with_kernel += group->unpublished;
+    group->published += group->unpublished;
+    group->advances++;
+    group->unpublished = 0;
+}
+
+static void publish_groups(au_ring *ring)
+{
+    while (ring->unpublished) {
+        au_group *group = ring->unpublished;
+        ring->unpublished = group->next_unpublished;
+        group->queued = false;
+        if (group->registered && group->unpublished)
+            publish_group(group);
+    }
+}
+
+int au_group_init(au_group *group, au_ring *ring, void *base, uint32_t size, uint32_t count, uint16_t group_id)
+{
+    size_t bytes = count * sizeof(struct au_buf);
+    void *entries = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (entries == MAP_FAILED)
+        return -errno;
+    madvise(entries, bytes, MADV_DONTFORK);
+    group->ring = ring;
+    group->base = base;
+    group->size = size;
+    group->count = count;
+    group->group_id = group_id;
+    group->entries = entries;
+    group->entries_bytes = bytes;
+    return 0;
+}
+
+/* Write a returned buffer behind the tail: 14 bytes, never 16, see struct au_buf. */
+static void add_buffer(au_group *group, uint32_t buffer_id)
+{
+    uint32_t position = (uint16_t)(group->tail + group->unpublished) & (group->count - 1);
+    struct au_buf *entry = &group->entries[position];
+    entry->addr = (uint64_t)(uintptr_t)(group->base + (uint64_t)buffer_id * group->size);
+    entry->len = group->size;
+    entry->bid = (uint16_t)buffer_id;
+    group->unpublished++;
+}
+
+int au_group_register(au_group *group)
+{
+    struct au_buf_reg reg = {.ring_addr = (uint64_t)(uintptr_t)group->entries,
+                             .ring_entries = group->count, .bgid = group->group_id};
+    int rc = au_ring_register(group->ring, AU_REGISTER_PBUF_RING, &reg, 1);
+    if (rc < 0)
+        return rc;
+    group->registered = 1;
+    for (uint32_t i = 0; i < group->count; i++)
+        add_buffer(group, i);
+    publish_group(group);
+    return 0;
+}
+
+int au_group_unregister(au_group *group)
+{
+    if (!group->registered)
+        return 0;
+    struct au_buf_reg reg = {.bgid = group->group_id};
+    int rc = au_ring_register(group->ring, AU_UNREGISTER_PBUF_RING, &reg, 1);
+    if (rc < 0 && rc != AU_CLOSED)
+        return rc;
+    group->registered = 0;
+    for (au_group **link = &group->ring->unpublished; *link; link = &(*link)->next_unpublished) {
+        if (*link == group) {
+            *link = group->next_unpublished;
+            break;
+        }
+    }
+    return 0;
+}
+
+int au_group_take(au_group *group, uint32_t buffer_id)
+{
+    if (buffer_id >= group->count)
+        return AU_BAD_INDEX;
+    if (group->is_lent[buffer_id] || group->with_kernel == 0)
+        return AU_NOT_LENT;
+    group->is_lent[buffer_id] = 1;
+    group->with_kernel--;
+    group->lent++;
+    if (group->lent > group->high_water)
+        group->high_water = group->lent;
+    return 0;
+}
+
+/* Returns 1 if the buffer now waits to be published, 0 if the kernel no longer has the group. */
+int au_group_release(au_group *group, uint32_t buffer_id)
+{
+    if (buffer_id >= group->count)
+        return AU_BAD_INDEX;
+    int rc = group->registered ? au_ring_check(group->ring) : 0;
+    if (rc < 0 && rc != AU_CLOSED)
+        return rc;
+    if (!group->is_lent[buffer_id])
+        return AU_NOT_LENT;
+    group->is_lent[buffer_id] = 0;
+    group->lent--;
+    if (!group->registered || rc == AU_CLOSED)
+        return 0;
+    add_buffer(group, buffer_id);
+    if (!group->queued) {
+        group->queued = true;
+        group->next_unpublished = group->ring->unpublished;
+        group->ring->unpublished = group;
+    }
+    return 1;
+}
+
+/* How far the kernel has read, a free-running 16-bit count.  Since Linux 6.8. */
+int au_group_head(au_group *group)
+{
+    struct au_buf_status status = {.buf_group = group->group_id};
+    int rc = au_ring_register(group->ring, AU_REGISTER_PBUF_STATUS, &status, 1);
+    return rc < 0 ? rc : (int)status.head;
+}
+
+/* Unmap the ring of a group that the kernel no longer has.  Any thread may come here (the garbage collector
+ * does), so the ring's list is left alone: an unregistered group is not in it, a closed ring does not look. */
+void au_group_close(au_group *group)
+{
+    if (!group->entries || (group->registered && group->ring->state != RING_CLOSED))
+        return;
+    if (group->ring->process == process_number)
+        munmap(group->entries, group->entries_bytes); /* a child never had this mapping */
+    group->entries = NULL;
+    group->registered = 0;
+}
