@@ -14,7 +14,8 @@ from aiouring._errors import (
 )
 from aiouring._probe import Probe, probe
 from aiouring._registered_buffers import FixedBuffer, RegisteredBuffers, RegisteredBuffersStatistics
-from aiouring._ring import Completion, Ring
+from aiouring._ring import Completion
+from aiouring._synchronous_ring import Ring
 
 __version__ = "0.1.0"
 

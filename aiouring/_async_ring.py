@@ -18,7 +18,7 @@ from aiouring._errors import RingClosedError, kernel_error
 from aiouring._file_verbs import FileVerbs
 from aiouring._registration_verbs import RegistrationVerbs
 from aiouring._request import Close, Request, Timeout
-from aiouring._ring import MAX_ENTRIES, Ring, check_size
+from aiouring._ring import MAX_ENTRIES, CoreRing, check_size
 from aiouring._setup import TaskRun
 from aiouring._socket_verbs import SocketVerbs
 from aiouring._uring import ffi, lib
@@ -78,7 +78,7 @@ class AsyncRing(RegistrationVerbs, FileVerbs, SocketVerbs):
         self._cancel_timeout = cancel_timeout
         self._close_timeout = close_timeout
         check_size("entries", entries, MAX_ENTRIES)
-        self._ring = Ring(entries, cq_entries=max(cq_entries, entries), task_run=task_run, disabled=True)
+        self._ring = CoreRing(entries, cq_entries=max(cq_entries, entries), task_run=task_run, disabled=True)
 
     # ---- life ----------------------------------------------------------------------------------
 
@@ -190,7 +190,7 @@ class AsyncRing(RegistrationVerbs, FileVerbs, SocketVerbs):
         owner = (number, None if isinstance(file, int) else file)
         evicted = sum(
             group.evict(owner, kernel_error(errno.ECANCELED, "cancelled while it waited for a buffer"))
-            for group in driver.groups.values()
+            for group in driver.registry.groups.values()
         )
         return evicted + await driver.stop([r for r in requests if isinstance(file, int) or r.file in known])
 

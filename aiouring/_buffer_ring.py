@@ -24,7 +24,7 @@ from aiouring._errors import BuffersExhaustedError, RingClosedError, Unsupported
 from aiouring._lease import Arena, Home, Lease
 from aiouring._line import Attendant, Line
 from aiouring._registered_buffers import registration_error
-from aiouring._ring import Ring, check_size
+from aiouring._ring import CoreRing, check_size
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class BufferRing(Home):
 
     def __init__(
         self,
-        ring: Ring,
+        ring: CoreRing,
         attendant: Attendant,
         group_id: int,
         count: int,

@@ -26,8 +26,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from aiouring._errors import RingClosedError, WrongContextError, failure, kernel_error
+from aiouring._registry import Registry
 from aiouring._request import Request, identify
-from aiouring._ring import Ring
+from aiouring._ring import CoreRing
 from aiouring._turns import Turns
 from aiouring._uring import lib
 
@@ -49,7 +50,7 @@ _ARGUMENTS = {
 class Driver(Turns):
     """The coupling of one ring to one event loop.  Private to the ring that made it."""
 
-    def __init__(self, ring: Ring, loop: asyncio.AbstractEventLoop, cancel_timeout: float) -> None:
+    def __init__(self, ring: CoreRing, loop: asyncio.AbstractEventLoop, cancel_timeout: float) -> None:
         self.cancel_timeout = cancel_timeout
         self.detached = 0
         # Atomic: a caller in the wrong thread, whom only the C core refuses, must not draw another request's number
@@ -59,7 +60,7 @@ class Driver(Turns):
         # running one.  The first request of a turn asks.  (Asking asyncio for the running loop would be a system
         # call, getpid, in CPython 3.11.)
         self._is_running = loop.is_running
-        super().__init__(ring, loop)
+        super().__init__(ring, Registry(self), loop)
         LIVE.add(self)
 
     async def perform(self, request: Request, prepare: Callable[..., int], *arguments: Any) -> int:
@@ -264,6 +265,10 @@ class Driver(Turns):
             if request.group is group:
                 self._cancel(request)
 
+    def groups_in_flight(self) -> set[int]:
+        """The groups that requests in flight name."""
+        return {request.group.group_id for request in self.inflight.values() if request.group is not None}
+
     # ---- closing -------------------------------------------------------------------------------
 
     def stop_intake(self) -> None:
@@ -301,18 +306,14 @@ class Driver(Turns):
             self._bury()
         else:
             with contextlib.suppress(OSError):  # a ring that is broken; closing it unregisters as well
-                for group in self.groups.values():
-                    group.unregister()
-                if self.buffers is not None:
-                    self.buffers.unregister()
+                self.registry.unregister()
         self.ring.close()
-        self.groups.clear()
-        self.buffers = None
+        self.registry.forget()
 
     def _bury(self) -> None:
         """Keep for ever what the kernel may still write to, and say so."""
         kept = list(self.inflight.values())
-        GRAVEYARD.append((kept, self.ring, self.buffers, list(self.groups.values())))
+        GRAVEYARD.append((kept, self.ring, self.registry.buffers, list(self.registry.groups.values())))
         for request in kept:
             waiter, request.waiter = request.waiter, None
             if waiter is not None and not waiter.done():

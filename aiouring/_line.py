@@ -32,6 +32,9 @@ class Attendant(Protocol):
     def cancel_receives(self, group: object) -> None:
         """Cancel every receive in flight on a buffer group."""
 
+    def groups_in_flight(self) -> set[int]:
+        """The groups that requests in flight name."""
+
 
 class Line(Generic[T]):
     """Waiters in the order of their tickets.  What one was handed and could not take goes to `returned`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from aiouring._abi import Features, Opcode, SetupFlags
 from aiouring._errors import UnsupportedKernelError
-from aiouring._ring import Ring
+from aiouring._ring import CoreRing
 from aiouring._setup import PROFILES
 from aiouring._uring import ffi, lib
 
@@ -41,7 +41,7 @@ def probe() -> Probe:
     """Ask this machine what it can do.  Never raises; takes about a millisecond, and leaves nothing behind."""
     kernel = os.uname().release
     try:
-        with Ring(2, cq_entries=4) as ring:
+        with CoreRing(2, cq_entries=4) as ring:
             supported = ring.probe_opcodes()
             features = ring.features
             flags = ring.setup_flags
@@ -68,12 +68,12 @@ def _flags_of_other_profile(flags: SetupFlags) -> SetupFlags:
     """What the profile that was not tried would add."""
     for name, wanted in PROFILES.items():
         if wanted & ~flags:
-            with Ring(2, cq_entries=4, task_run=name) as ring:
+            with CoreRing(2, cq_entries=4, task_run=name) as ring:
                 flags |= ring.setup_flags
     return flags
 
 
-def _has_buffer_rings(ring: Ring) -> bool:
+def _has_buffer_rings(ring: CoreRing) -> bool:
     """Ask about a group that does not exist: ENOENT where groups exist at all.  Since Linux 5.19."""
     nothing = ffi.new("struct au_buf_reg *", {"bgid": 1})
     return lib.au_ring_register(ring.raw, lib.AU_UNREGISTER_PBUF_RING, nothing, 1) == -errno.ENOENT

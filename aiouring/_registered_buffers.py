@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 from aiouring._errors import RingClosedError, failure
 from aiouring._lease import PAGE, Arena, Home, Lease
 from aiouring._line import Attendant, Line
-from aiouring._ring import Ring, check_size
+from aiouring._ring import CoreRing, check_size
 from aiouring._setup import in_bytes
 from aiouring._uring import ffi, lib
 
@@ -60,7 +60,7 @@ class RegisteredBuffers(Home):
     Leaving the `with` block unregisters them.  Since Linux 5.1.  See io_uring_register_buffers(3).
     """
 
-    def __init__(self, ring: Ring, attendant: Attendant, count: int, size: int) -> None:
+    def __init__(self, ring: CoreRing, attendant: Attendant, count: int, size: int) -> None:
         check_size("count", count, MAX_BUFFERS)
         check_size("size", size, MAX_BUFFER_BYTES)
         super().__init__(attendant)

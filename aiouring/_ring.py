@@ -1,4 +1,4 @@
-"""Owns `Ring`: one submission and completion queue, its memory and its thread; knows nothing of asyncio.
+"""Owns `CoreRing`: one submission and completion queue, its memory and its thread; knows nothing of asyncio.
 
 The kernel is three system calls behind three C function pointers, not the ten functions DESIGN.md had in
 mind: a simulated kernel that replaces those three on a memory file exercises the C core as well.
@@ -36,22 +36,8 @@ def check_size(name: str, value: int, most: int) -> None:
         raise ValueError(f"{name}={value} is outside 1 to {most}")
 
 
-class Ring:
-    """A submission queue and a completion queue shared with the kernel; usable without asyncio.
-
-    Args:
-        entries: size of the submission queue, 1 to 32768; the kernel rounds it up to a power of two.
-        cq_entries: size of the completion queue, at least `entries`.
-        task_run: "defer" (completions are posted when we ask, since Linux 6.1) or "coop" (whenever we
-            are in the kernel, since Linux 5.19); None takes the measured default.
-        disabled: make it disabled, to be enabled later by the thread that will use it.
-
-    Raises:
-        RingUnavailableError: io_uring is blocked here; the text says by what.
-        OSError: ENOMEM (RLIMIT_MEMLOCK), EMFILE.
-
-    Since Linux 5.10.  See io_uring_setup(2).
-    """
+class CoreRing:
+    """The queues themselves, and what may be done to them; `Ring` and `AsyncRing` stand on it."""
 
     def __init__(
         self,
@@ -79,7 +65,8 @@ class Ring:
                 raise
 
     def __repr__(self) -> str:
-        return f"<Ring {self.entries}/{self.cq_entries} {'closed' if self.closed else f'fd={self.raw.fd}'}>"
+        state = "closed" if self.closed else f"fd={self.raw.fd}"
+        return f"<{type(self).__name__} {self.entries}/{self.cq_entries} {state}>"
 
     def __del__(self, close: Callable[[Any], int] = lib.au_ring_close) -> None:
         if not getattr(self, "attended", True):

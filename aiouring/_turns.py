@@ -25,9 +25,8 @@ from aiouring._request import Leftovers, Request
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
-    from aiouring._buffer_ring import BufferRing
-    from aiouring._registered_buffers import RegisteredBuffers
-    from aiouring._ring import Ring
+    from aiouring._registry import Registry
+    from aiouring._ring import CoreRing
 
 log = logging.getLogger("aiouring")
 
@@ -41,16 +40,16 @@ _LONGEST_BACKOFF = 0.25
 class Turns:
     """A ring's requests in flight, and the turns that move them on."""
 
-    def __init__(self, ring: "Ring", loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, ring: "CoreRing", registry: "Registry", loop: asyncio.AbstractEventLoop) -> None:
         self.ring = ring
+        self.registry = registry
         self.loop = loop
         self.inflight: dict[int, Request] = {}
         self.leftovers = Leftovers()
         self.closing = False
         self._usable = True
         self.broken: OSError | None = None
-        self.buffers: RegisteredBuffers | None = None
-        self.groups: dict[int, BufferRing] = {}
+        self._groups = registry.groups
         self.strays = 0
         self._raw = ring.raw
         self._events = ring.raw.events
@@ -138,7 +137,7 @@ class Turns:
             self._queued = [request for request in self._queued if not request.ended]
         if self._cancels_due:
             self._cancel_again()
-        for group in self.groups.values():
+        for group in self._groups.values():
             if group.waiting:
                 group.serve()
 
@@ -268,7 +267,4 @@ class Turns:
     def _dismiss(self, error: Exception) -> None:
         """Whoever waits in a line gets `error`."""
         self._room.dismiss(error)
-        if self.buffers is not None:
-            self.buffers.dismiss(error)
-        for group in self.groups.values():
-            group.dismiss(error)
+        self.registry.dismiss(error)

@@ -80,7 +80,7 @@ def in_flight() -> str:
     for driver in list(LIVE):
         lines.append(f"{driver.ring!r}: {len(driver.inflight)} in flight, unsubmitted={len(driver._queued)}")
         lines += [f"    {request!r}" for request in list(driver.inflight.values())[:40]]
-        lines += [f"    {group!r} {group.statistics()}" for group in driver.groups.values()]
+        lines += [f"    {group!r} {group.statistics()}" for group in driver.registry.groups.values()]
         lines += Path(f"/proc/self/fdinfo/{driver.ring.fd}").read_text().splitlines()[:40]
     return "\n".join(lines) or "no ring is open"
 
@@ -175,13 +175,13 @@ def check_idle(ring: aiouring.AsyncRing) -> None:
         return
     assert not driver.inflight, in_flight()
     assert driver.strays == 0
-    for group in driver.groups.values():
+    for group in driver.registry.groups.values():
         found = group.statistics()
         assert found.in_use == 0, found
         assert not group.registered or found.with_kernel == found.count, found
         assert found.waiting == 0, found
-    if driver.buffers is not None:
-        assert driver.buffers.statistics().in_use == 0, driver.buffers.statistics()
+    if driver.registry.buffers is not None:
+        assert driver.registry.buffers.statistics().in_use == 0, driver.registry.buffers.statistics()
     lines = Path(f"/proc/self/fdinfo/{driver.ring.fd}").read_text().splitlines()
     for title in ("PollList:", "CqOverflowList:"):
         if title in lines:

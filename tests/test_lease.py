@@ -54,6 +54,10 @@ class Clerk:
     def cancel_receives(self, group: object) -> None:
         """There are none."""
 
+    def groups_in_flight(self) -> set[int]:
+        """There are none."""
+        return set()
+
 
 class Shelf(Home):
     """A home that lists what came back, and belongs to the thread that made it."""

@@ -17,9 +17,9 @@ PACKAGE = ROOT / "aiouring"
 FLOORS = [
     ["_uring"],
     ["_errors", "_abi", "_setup", "_ring", "_probe"],
-    ["_line", "_lease", "_registered_buffers", "_buffer_ring"],
+    ["_line", "_lease", "_registered_buffers", "_buffer_ring", "_registry"],
     ["_request", "_turns", "_driver"],
-    ["_address", "_verbs", "_file_verbs", "_socket_verbs", "_registration_verbs", "_async_ring"],
+    ["_address", "_verbs", "_file_verbs", "_socket_verbs", "_registration_verbs", "_async_ring", "_synchronous_ring"],
     ["__init__", "__main__"],
 ]
 MAY_KNOW_ASYNCIO = {"_turns", "_driver", "_async_ring"}

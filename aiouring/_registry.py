@@ -1,0 +1,63 @@
+"""Owns `Registry`: what one ring has registered with the kernel, and the end of all of it."""
+
+from typing import TYPE_CHECKING
+
+from aiouring._buffer_ring import BufferRing, OnEmpty
+from aiouring._errors import ResourceBusyError
+from aiouring._registered_buffers import RegisteredBuffers
+from aiouring._uring import lib
+
+if TYPE_CHECKING:
+    from aiouring._line import Attendant
+    from aiouring._ring import CoreRing
+
+
+class Registry:
+    """The registrations of one ring; whoever drives the ring has it, and attends to them.
+
+    It does not hold the ring: one that has registered nothing dies with its last reference.
+    """
+
+    def __init__(self, attendant: "Attendant") -> None:
+        self._attendant = attendant
+        self.buffers: RegisteredBuffers | None = None
+        self.groups: dict[int, BufferRing] = {}  # by group id; this very object for the life of the ring
+
+    def register_buffers(self, ring: "CoreRing", *, count: int, size: int) -> RegisteredBuffers:
+        """See `AsyncRing.register_buffers()`."""
+        if self.buffers is not None and self.buffers.registered:
+            raise ResourceBusyError("this ring has registered buffers already: a ring has one table of them")
+        self.buffers = RegisteredBuffers(ring, self._attendant, count, size)
+        return self.buffers
+
+    def register_buffer_ring(self, ring: "CoreRing", *, count: int, size: int, on_empty: OnEmpty) -> BufferRing:
+        """See `AsyncRing.register_buffer_ring()`."""
+        for number in [number for number, group in self.groups.items() if not group.registered]:
+            del self.groups[number]
+        # A receive that is being cancelled still names its group by number: that number is not free yet.
+        taken = self._attendant.groups_in_flight() | set(self.groups)
+        group_id = next(number for number in range(len(taken) + 1) if number not in taken)
+        if group_id > lib.AU_MAX_GROUP_ID:
+            raise ResourceBusyError(f"this ring has {len(self.groups)} buffer rings already")
+        group = BufferRing(ring, self._attendant, group_id, count, size, on_empty)
+        self.groups[group_id] = group
+        return group
+
+    def dismiss(self, error: Exception) -> None:
+        """Whoever waits in a line of a registration gets `error`."""
+        if self.buffers is not None:
+            self.buffers.dismiss(error)
+        for group in self.groups.values():
+            group.dismiss(error)
+
+    def unregister(self) -> None:
+        """Take everything back from the kernel."""
+        for group in self.groups.values():
+            group.unregister()
+        if self.buffers is not None:
+            self.buffers.unregister()
+
+    def forget(self) -> None:
+        """The ring is closed: leave what was registered to those who still use its memory."""
+        self.groups.clear()
+        self.buffers = None
