@@ -6,6 +6,7 @@ each buffer is with the kernel or held; what is held does not change.  After eac
 
 import errno
 import socket
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -86,7 +87,9 @@ class BufferRingMachine(RuleBasedStateMachine):
     )
     def make(self, exponent: int, size: int, task_run: aiouring._setup.TaskRun, groups: int) -> None:
         """A group of any legal size; its number is not always 0."""
+        self.things = ExitStack()  # to be closed, however this ends
         self.ring = aiouring.Ring(16, task_run=task_run)
+        self.things.callback(self.ring.close)
         self.count = 1 << exponent
         self.size = size
         self.arena = Arena(self.count, size, size)
@@ -94,6 +97,9 @@ class BufferRingMachine(RuleBasedStateMachine):
         assert lib.au_group_init(self.group, self.ring.raw, self.arena.base, size, self.count, 7 * groups) == 0
         self.entries = register_and_find(self.group)
         self.lines = [Stream(number) for number in range(STREAMS)]
+        for stream in self.lines:
+            for sock in stream.sockets:
+                self.things.enter_context(sock)
         self.held: dict[int, bytes] = {}
         self.taken = 0
         self.last = 0
@@ -230,8 +236,16 @@ class BufferRingMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """With everything returned, everything arrives."""
-        if not hasattr(self, "lines"):
+        if not hasattr(self, "things"):
             return
+        with self.things:
+            self.receive_all()
+            assert lib.au_group_head(self.group) == self.taken
+            assert lib.au_group_unregister(self.group) == 0
+            lib.au_group_close(self.group)
+
+    def receive_all(self) -> None:
+        """Receive what was sent, and cancel what is still in flight then."""
         for _ in range(2000):
             if all(stream.received == stream.sent and not stream.armed for stream in self.lines):
                 break
@@ -247,12 +261,6 @@ class BufferRingMachine(RuleBasedStateMachine):
             self.held_buffers_do_not_change()
         for stream in self.lines:
             assert (stream.received, stream.armed) == (stream.sent, 0)
-            for sock in stream.sockets:
-                sock.close()
-        assert lib.au_group_head(self.group) == self.taken
-        assert lib.au_group_unregister(self.group) == 0
-        lib.au_group_close(self.group)
-        self.ring.close()
 
 
 @pytest.mark.deadline(120)

@@ -65,6 +65,7 @@ class World:
             try:
                 await self.through_trouble()
                 await self.until(lambda: all(task.done() for task in self.tasks))
+                await self.until_all_arrived()
                 self.check(await asyncio.gather(*self.tasks, return_exceptions=True))
                 await self.check_end()
             finally:
@@ -91,6 +92,10 @@ class World:
             self.kernel.step()
             await asyncio.sleep(0)
             assert loop.time() < end, f"something never ends:\n{in_flight()}\nkernel: {self.kernel.pending}"
+
+    async def until_all_arrived(self) -> None:
+        """Wait for the completions that nobody waits for: a cancel's own, and strays."""
+        await self.until(lambda: self.ring.statistics().completed == self.kernel.posted)
 
     def check(self, outcomes: list[Any]) -> None:
         """Every stream is whole, nothing else was touched, and every request completed once."""
@@ -119,8 +124,7 @@ class World:
             self.kernel.groups[group.group_id].look()
             assert self.kernel.groups[group.group_id].here == set(range(len(group)))
         assert self.table.statistics().in_use == 0
-        # A completion that nobody waits for (a cancel's own) may still be on its way.
-        await self.until(lambda: self.ring.statistics().completed == self.kernel.posted)
+        await self.until_all_arrived()
 
     async def disturbed(self, verb: Coroutine[Any, Any, None]) -> None:
         """Await `verb`, perhaps cancelling it at some moment; it may fail in the ways that are allowed."""
