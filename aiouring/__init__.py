@@ -3,6 +3,7 @@
 from aiouring._abi import CompletionFlags, Features, Opcode, SetupFlags
 from aiouring._async_ring import AsyncRing, RingStatistics
 from aiouring._buffer_ring import BufferRing, BufferRingStatistics, ProvidedBuffer
+from aiouring._connection import Connection, ConnectionStatistics
 from aiouring._errors import (
     AioUringError,
     BuffersExhaustedError,
@@ -13,6 +14,7 @@ from aiouring._errors import (
     WrongContextError,
 )
 from aiouring._probe import Probe, probe
+from aiouring._receive_stream import ReceiveStream
 from aiouring._registered_buffers import FixedBuffer, RegisteredBuffers, RegisteredBuffersStatistics
 from aiouring._ring import Completion
 from aiouring._synchronous_ring import Ring
@@ -27,11 +29,14 @@ __all__ = [
     "BuffersExhaustedError",
     "Completion",
     "CompletionFlags",
+    "Connection",
+    "ConnectionStatistics",
     "Features",
     "FixedBuffer",
     "Opcode",
     "Probe",
     "ProvidedBuffer",
+    "ReceiveStream",
     "RegisteredBuffers",
     "RegisteredBuffersStatistics",
     "ResourceBusyError",

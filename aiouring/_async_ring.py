@@ -11,10 +11,10 @@ import select
 import socket
 import warnings
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from aiouring._driver import Driver
-from aiouring._errors import RingClosedError, kernel_error
+from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._file_verbs import FileVerbs
 from aiouring._registration_verbs import RegistrationVerbs
 from aiouring._request import Close, Request, Timeout
@@ -23,6 +23,9 @@ from aiouring._setup import TaskRun
 from aiouring._socket_verbs import SocketVerbs
 from aiouring._uring import ffi, lib
 from aiouring._verbs import File, resolve
+
+if TYPE_CHECKING:
+    from aiouring._multishot import Receiving
 
 _prepare = lib.au_prepare
 _NOP = lib.AU_OP_NOP
@@ -74,7 +77,7 @@ class AsyncRing(RegistrationVerbs, FileVerbs, SocketVerbs):
         self._driver: Driver | None = None
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
-        self._receiving: set[Any] = set()
+        self._receiving: dict[Any, Receiving | None] = {}  # by file; None where a verb is
         self._cancel_timeout = cancel_timeout
         self._close_timeout = close_timeout
         check_size("entries", entries, MAX_ENTRIES)
@@ -144,7 +147,7 @@ class AsyncRing(RegistrationVerbs, FileVerbs, SocketVerbs):
         return RingStatistics(
             submitted=raw.submitted,
             completed=raw.completed,
-            in_flight=len(driver.inflight) if driver else 0,
+            in_flight=len(driver.inflight) + raw.sends_in_flight if driver else 0,
             detached=driver.detached if driver else 0,
             enters=raw.enters,
             wakeups=raw.wakeups,
@@ -156,6 +159,16 @@ class AsyncRing(RegistrationVerbs, FileVerbs, SocketVerbs):
     async def nop(self) -> None:
         """Do nothing, by way of the kernel: for measuring."""
         await (self._driver or self._bound()).perform(Request(), _prepare, _NOP, -1, 0, 0, 0, 0, 0)
+
+    def claim(self, sock: socket.socket) -> Driver:
+        """The driver, for a connection that takes over `sock`; raises where the socket is in use."""
+        if not isinstance(sock, socket.socket):
+            raise TypeError(f"a socket.socket is needed, not {type(sock).__name__}")
+        if sock in self._receiving:
+            raise ResourceBusyError(f"a task is receiving from {sock!r}")
+        driver = self._driver or self._bound()
+        driver.check()
+        return driver
 
     # ---- any descriptor ------------------------------------------------------------------------
 

@@ -28,6 +28,8 @@ from aiouring._ring import CoreRing, check_size
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
+    import asyncio
+
     from aiouring._uring import CGroup
 
 OnEmpty = Literal["wait", "raise"]
@@ -128,17 +130,17 @@ class BufferRing(Home):
         self.on_empty: OnEmpty = on_empty
         self._count = count
         self._size = size
-        self._arena = Arena(count, size, size)
+        self.arena = Arena(count, size, size)
         self.raw: CGroup = ffi.new("au_group *", {"is_lent": count})
         self._ring = ring  # the C group points to the C ring
-        code = lib.au_group_init(self.raw, ring.raw, self._arena.base, size, count, group_id)
+        code = lib.au_group_init(self.raw, ring.raw, self.arena.base, size, count, group_id)
         code = code or lib.au_group_register(self.raw)
         if code == -errno.EINVAL:  # our own checks have passed
             raise UnsupportedKernelError("buffer rings (IORING_REGISTER_PBUF_RING) need Linux 5.19")
         if code < 0:
             raise registration_error(code, count * 16, f"registering a ring of {count} buffers of {size} bytes")
         self._starved = 0
-        self._enobufs = 0
+        self.enobufs = 0
         self._line: Line[None] = Line(attendant.new_future, lambda _: self.serve())
         self.waiting = self._line.waiting  # truthy while somebody waits for a buffer
 
@@ -178,7 +180,17 @@ class BufferRing(Home):
             on_empty: overrides the group's own policy.
             refused: the kernel just said ENOBUFS.
         """
-        self._enobufs += refused
+        self.enobufs += refused
+        self._admit(on_empty)
+        await self._line.wait(ticket, owner)
+
+    def join_line(self, ticket: int, owner: object) -> "asyncio.Future[None]":
+        """Wait as `wait_in_line()` does, by a future; whoever leaves cancels it."""
+        self._admit(None)
+        return self._line.join(ticket, owner)[1]
+
+    def _admit(self, on_empty: OnEmpty | None) -> None:
+        """Refuse who would wait for nothing, or does not want to wait."""
         if not self.registered:
             raise RingClosedError(f"buffer ring {self.group_id} has been unregistered")
         if (on_empty or self.on_empty) == "raise":
@@ -188,7 +200,6 @@ class BufferRing(Home):
             )
         self._starved += 1
         self._attendant.ask_for_turn()  # a buffer may have come back before this one joined
-        await self._line.wait(ticket, owner)
 
     def draw_ticket(self) -> int:
         """A place in the line, behind all that were drawn before."""
@@ -210,7 +221,7 @@ class BufferRing(Home):
         code = _take(self.raw, number)
         if code:
             raise AssertionError(f"the kernel gave out buffer {number} of group {self.group_id}, which it did not have")
-        return ProvidedBuffer(self, self._arena, number, length)
+        return ProvidedBuffer(self, self.arena, number, length)
 
     def take_back(self, number: int) -> None:
         """A lease ended: the buffer goes back to the kernel with the next turn."""
@@ -261,7 +272,7 @@ class BufferRing(Home):
             high_water=raw.high_water,
             waiting=len(self._line),
             starved=self._starved,
-            enobufs=self._enobufs,
+            enobufs=self.enobufs,
             published=raw.published,
             advances=raw.advances,
         )

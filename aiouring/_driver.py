@@ -19,7 +19,6 @@ How this fits together
 import asyncio
 import contextlib
 import errno
-import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -53,9 +52,6 @@ class Driver(Turns):
     def __init__(self, ring: CoreRing, loop: asyncio.AbstractEventLoop, cancel_timeout: float) -> None:
         self.cancel_timeout = cancel_timeout
         self.detached = 0
-        # Atomic: a caller in the wrong thread, whom only the C core refuses, must not draw another request's number
-        # and then take that request, and with it the memory it owns, out of the table.
-        self._next_number = itertools.count(1).__next__
         # The C core checks the thread and the process of each request; if this loop runs in this thread, it is the
         # running one.  The first request of a turn asks.  (Asking asyncio for the running loop would be a system
         # call, getpid, in CPython 3.11.)
@@ -70,7 +66,7 @@ class Driver(Turns):
         """
         if not self._usable or not (self._scheduled or self._is_running()):
             self._refuse()
-        request.user_data = user_data = self._next_number()
+        request.user_data = user_data = self.next_number()
         request.ended = False
         request.waiter = waiter = self.new_future()
         self.inflight[user_data] = request
@@ -215,7 +211,7 @@ class Driver(Turns):
             self._detach(request)  # it will never be heard of again
         if not request.ended and request.waiter is not None:
             request.waiter = self.new_future()
-            self._cancel(request)
+            self.cancel_soon(request)
             timer = self.loop.call_later(self.cancel_timeout, self._give_up_on, request)
             try:
                 while request.waiter is not None and not request.ended:
@@ -236,8 +232,8 @@ class Driver(Turns):
     async def stop(self, requests: list[Request]) -> int:
         """Cancel `requests` and wait until the kernel is done with them; returns how many there were."""
         for request in requests:
-            self._cancel(request)
-        ends = [request.waiter for request in requests if request.waiter is not None]
+            self.cancel_soon(request)
+        ends = [end for request in requests if (end := request.end()) is not None]
         if ends:
             await asyncio.wait(ends, timeout=self.cancel_timeout)
         return len(requests)
@@ -250,7 +246,7 @@ class Driver(Turns):
         self.detached += 1
         if request.lease is not None:
             request.lease.abandoned = True
-        self._cancel(request)
+        self.cancel_soon(request)
 
     def _give_up_on(self, request: Request) -> None:
         """The kernel would not stop a request in time: whoever waits for that waits no longer."""
@@ -263,7 +259,7 @@ class Driver(Turns):
         """Cancel every receive in flight on a buffer group."""
         for request in list(self.inflight.values()):
             if request.group is group:
-                self._cancel(request)
+                self.cancel_soon(request)
 
     def groups_in_flight(self) -> set[int]:
         """The groups that requests in flight name."""
@@ -280,8 +276,10 @@ class Driver(Turns):
         """Cancel everything, reap it for at most `timeout` seconds, then let go of the ring."""
         self._dismiss(RingClosedError("the ring was closed while this waited for a buffer"))
         for request in list(self.inflight.values()):
-            self._cancel(request)
-        if self.inflight and not self.broken:
+            self.cancel_soon(request)
+        for sender in list(self.senders.values()):
+            sender.drop(RingClosedError("the ring was closed"))
+        if not self.idle and not self.broken:
             self._emptied = self.new_future()
             timer = self.loop.call_later(timeout, self._give_up)
             try:
@@ -302,7 +300,7 @@ class Driver(Turns):
             return
         if not self.loop.is_closed() and self.ring.raw.event_fd >= 0:
             self.loop.remove_reader(self.ring.raw.event_fd)
-        if self.inflight:
+        if not self.idle:
             self._bury()
         else:
             with contextlib.suppress(OSError):  # a ring that is broken; closing it unregisters as well
@@ -312,13 +310,17 @@ class Driver(Turns):
 
     def _bury(self) -> None:
         """Keep for ever what the kernel may still write to, and say so."""
-        kept = list(self.inflight.values())
+        senders = [sender for sender in self.senders.values() if sender.in_flight]
+        kept = [*self.inflight.values(), *senders]
         GRAVEYARD.append((kept, self.ring, self.registry.buffers, list(self.registry.groups.values())))
-        for request in kept:
+        for request in self.inflight.values():
             waiter, request.waiter = request.waiter, None
             if waiter is not None and not waiter.done():
                 request.result = -errno.ECANCELED
                 waiter.set_result(request.result)
+            request.failed(RingClosedError("the ring was closed, and the kernel would not stop this"))
+        for sender in senders:
+            sender.failed(RingClosedError("the ring was closed, and the kernel would not stop this"))
         warnings.warn(
             f"an AsyncRing was closed with {len(kept)} request(s) that the kernel would not stop; their memory is "
             f"kept until the process ends: {kept[:3]!r}",
@@ -330,10 +332,12 @@ class Driver(Turns):
     def abandon(self) -> None:
         """Close without a running loop: cancel, give the kernel one chance to finish, then let go."""
         self.stop_intake()
-        if lib.au_ring_check(self._raw) == 0 and self.inflight and not self.broken:
+        if lib.au_ring_check(self._raw) == 0 and not self.idle and not self.broken:
+            for sender in self.senders.values():
+                sender.drop(RingClosedError("the ring was closed"))
             for request in list(self.inflight.values()):
                 request.waiter = None
-                self._cancel(request)
+                self.cancel_soon(request)
             while (code := lib.au_ring_turn(self._raw, 0)) > 0:
                 self._position = 0
                 self._deliver(code & ~lib.AU_AGAIN)

@@ -101,11 +101,11 @@ _NOT_HELD: "weakref.ref[Any]" = weakref.ref(_nothing)
 class Lease:
     """One buffer lent to a caller; the common part of `FixedBuffer` and `ProvidedBuffer`."""
 
-    __slots__ = ("__weakref__", "_arena", "_home", "_view", "abandoned", "ended", "length", "number", "pins")
+    __slots__ = ("__weakref__", "_home", "_view", "abandoned", "arena", "ended", "length", "number", "pins")
 
     def __init__(self, home: Home, arena: Arena, number: int, length: int) -> None:
         self._home = home
-        self._arena = arena
+        self.arena = arena
         self.number = number
         self.length = length
         self._view: memoryview | None = None
@@ -127,14 +127,14 @@ class Lease:
         if view is None:
             if self.ended:
                 raise failure_released(self.number)
-            view = self._view = memoryview(self._arena.exporters[self.number])[: self.length]
+            view = self._view = memoryview(self.arena.exporters[self.number])[: self.length]
         return view
 
     def memory(self) -> "CMemory":
         """The buffer as a C pointer, for requests.  Raises `ValueError` after release."""
         if self.ended:
             raise failure_released(self.number)
-        return self._arena.memories[self.number]
+        return self.arena.memories[self.number]
 
     def release(self) -> None:
         """Give the buffer back; `view` is invalid from here on.
@@ -167,13 +167,38 @@ class Lease:
                 "drop or release() it first, or copy with bytes()"
             )
 
+    def hand_over(self) -> None:
+        """End the lease for whoever has it, without returning the buffer: `give_back()` does, later.
+
+        Raises what `release()` raises.
+        """
+        if self.ended:
+            raise failure_released(self.number)
+        if self.pins:
+            raise ResourceBusyError(
+                f"buffer {self.number} is in use by {self.pins} request(s) in flight: await them before sending it"
+            )
+        if self._view is not None:
+            self._drop_views()
+        self.ended = True
+
+    def contents(self) -> bytes:
+        """A copy of the bytes of a buffer that was handed over."""
+        copy: bytes = self.arena.exporters[self.number][: self.length]
+        return copy
+
+    def give_back(self) -> None:
+        """Return a buffer that was handed over."""
+        if self.length:
+            self._home.take_back(self.number)
+
     def has_views(self) -> bool:
         """Whether any view of the buffer, or slice of one, is alive."""
-        return sys.getrefcount(self._arena.exporters[self.number]) != _WITHOUT_VIEWS
+        return sys.getrefcount(self.arena.exporters[self.number]) != _WITHOUT_VIEWS
 
     def unpinned(self) -> None:
         """The last request on this memory completed after the lease had ended."""
-        self._home.take_back_when_free(self.number, self._arena)
+        self._home.take_back_when_free(self.number, self.arena)
 
     def __enter__(self) -> Self:
         return self

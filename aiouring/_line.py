@@ -53,14 +53,19 @@ class Line(Generic[T]):
         self._tickets += 1
         return self._tickets
 
-    async def wait(self, ticket: int | None = None, owner: object = None) -> T:
-        """Wait to be handed something."""
-        turn = self._new_future()
-        entry = (self.draw_ticket() if ticket is None else ticket, turn, owner)
-        if not self.waiting or self.waiting[-1][0] < entry[0]:
+    def join(self, ticket: int, owner: object) -> "tuple[int, asyncio.Future[T], object]":
+        """Stand in line; whoever leaves cancels the future."""
+        entry = (ticket, self._new_future(), owner)
+        if not self.waiting or self.waiting[-1][0] < ticket:
             self.waiting.append(entry)
         else:
-            self.waiting.insert(bisect(self.waiting, entry[0], key=itemgetter(0)), entry)
+            self.waiting.insert(bisect(self.waiting, ticket, key=itemgetter(0)), entry)
+        return entry
+
+    async def wait(self, ticket: int | None = None, owner: object = None) -> T:
+        """Wait to be handed something."""
+        entry = self.join(self.draw_ticket() if ticket is None else ticket, owner)
+        turn = entry[1]
         try:
             return await turn
         except BaseException:

@@ -22,6 +22,7 @@ from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from aiouring._buffer_ring import BufferRing
     from aiouring._lease import Lease
@@ -40,6 +41,8 @@ class Request:
     expected = 0
     #: The group a receive takes its buffer from.
     group: "BufferRing | None" = None
+    #: Takes each completion of a request that has several, or that nobody awaits.
+    arrived: "Callable[[int, int], None] | None" = None
 
     user_data: int
     pinned: bool
@@ -58,6 +61,13 @@ class Request:
     def __repr__(self) -> str:
         state = f"ended {self.result}" if self.ended else ("awaited" if self.waiter else "detached")
         return f"<{type(self).__name__} {self.user_data} fd={self.fd} {state}>"
+
+    def end(self) -> "asyncio.Future[int] | None":
+        """What resolves when the kernel is done with the request, if anybody is to be told."""
+        return self.waiter
+
+    def failed(self, error: Exception) -> None:
+        """The ring is lost: there will be no completion.  Whoever awaits the request has been told."""
 
     def unclaimed(self, leftovers: "Leftovers") -> None:
         """The result came, and whoever waited for it was cancelled."""

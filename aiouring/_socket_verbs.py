@@ -1,12 +1,16 @@
 """Owns the verbs for sockets: connections are accepted and made, bytes sent and received."""
 
 import errno
+import os
 import socket
+from functools import partial
 from typing import Any
 
 from aiouring._address import pack_address
 from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer, end_of_stream, private_copy
 from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
+from aiouring._multishot import Receiving, most_pending
+from aiouring._receive_stream import ReceiveStream
 from aiouring._request import Accept, ProvidedReceive, Receive, Write, identify
 from aiouring._uring import ffi, lib
 from aiouring._verbs import Bytes, File, Verbs, fill, memory_of, resolve
@@ -25,7 +29,7 @@ _ACCEPT_FLAGS = int(socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
 class SocketVerbs(Verbs):
     """The part of `AsyncRing` that talks to peers."""
 
-    _receiving: set[Any]
+    _receiving: dict[Any, Receiving | None]
 
     async def accept(self, sock: File) -> socket.socket:
         """Accept a connection; returns a non-blocking, close-on-exec socket.
@@ -93,8 +97,8 @@ class SocketVerbs(Verbs):
             raise TypeError(f"a BufferRing from register_buffer_ring() is needed, not {type(group).__name__}")
         driver = self._driver or self._bound()
         if sock in self._receiving:
-            raise _busy(sock)
-        self._receiving.add(sock)
+            await self._after_stream(sock)
+        self._receiving[sock] = None
         try:
             if driver.leftovers.kept and (data := driver.leftovers.take(number, group.size)):
                 return private_copy(data)
@@ -115,11 +119,54 @@ class SocketVerbs(Verbs):
                 raise RingClosedError(f"buffer ring {group.group_id} was unregistered during a receive") from None
             raise
         finally:
-            self._receiving.discard(sock)
+            del self._receiving[sock]
         if result:
             return group.take(request.flags, result)
         request.let_go()  # an empty datagram may have taken a buffer
         return end_of_stream()
+
+    def recv_multishot(self, sock: File, group: BufferRing, *, max_pending: int | None = None) -> ReceiveStream:
+        """Keep a receive armed; `async for` its chunks, each a lent buffer, until the end of the stream.
+
+        One request serves the whole stream, so a chunk costs less than with `recv`.  The kernel receives while
+        nobody waits, until `max_pending` chunks are there (None: an eighth of the group's buffers, at least one
+        and at most 64), and goes on when half of them are taken.  While all buffers are lent the stream waits in
+        line; the data stays in the socket.  Use `async with`, or leave the loop: both end the receive, and what
+        arrived and was not taken is the next receive's.
+
+        Raises:
+            ResourceBusyError: another receive is waiting on this socket.
+
+        Since Linux 6.0.  See io_uring_prep_recv_multishot(3).
+        """
+        number, file, how = resolve(sock)
+        if not isinstance(group, BufferRing):
+            raise TypeError(f"a BufferRing from register_buffer_ring() is needed, not {type(group).__name__}")
+        driver = self._driver or self._bound()
+        driver.check()
+        if sock in self._receiving:
+            raise _busy(sock)
+        kind = sock.type if isinstance(sock, socket.socket) else _type_of(number)
+        receiving = Receiving(
+            driver,
+            number,
+            file,
+            how,
+            group,
+            most_pending(group, max_pending),
+            keeps_boundaries=kind == socket.SOCK_DGRAM,
+        )
+        self._receiving[sock] = receiving
+        return ReceiveStream(receiving, partial(self._receiving.pop, sock, None))
+
+    async def _after_stream(self, sock: File) -> None:
+        """Wait for the end of a stream on `sock` that is being closed; any other receive has the socket."""
+        while sock in self._receiving:
+            receiving = self._receiving[sock]
+            end = receiving.end() if receiving is not None and receiving.closing else None
+            if end is None:
+                raise _busy(sock)
+            await end
 
     async def recv_into(self, sock: File, buffer: Bytes) -> int:
         """Receive into `buffer`; returns the number of bytes, 0 at the end of the stream.
@@ -130,8 +177,8 @@ class SocketVerbs(Verbs):
         memory, length, lease = memory_of(buffer, writable=True)
         driver = self._driver or self._bound()
         if sock in self._receiving:
-            raise _busy(sock)
-        self._receiving.add(sock)
+            await self._after_stream(sock)
+        self._receiving[sock] = None
         try:
             if driver.leftovers.kept and (data := driver.leftovers.take(number, length)):
                 return fill(memory, data)
@@ -149,7 +196,7 @@ class SocketVerbs(Verbs):
                 how,
             )
         finally:
-            self._receiving.discard(sock)
+            del self._receiving[sock]
 
     async def send(self, sock: File, data: Bytes) -> int:
         """Send what the socket takes of `data`, a buffer or a lent one; returns the number of bytes.
@@ -195,6 +242,12 @@ class SocketVerbs(Verbs):
                 _SEND_ALL_FLAGS,
                 how,
             )
+
+
+def _type_of(number: int) -> int:
+    """The type of the socket that a descriptor stands for."""
+    with socket.socket(fileno=os.dup(number)) as duplicate:
+        return duplicate.type
 
 
 def _busy(sock: File) -> ResourceBusyError:

@@ -14,12 +14,14 @@ Ctrl-C into a cancellation, and never gets there.)
 import asyncio
 import contextlib
 import errno
+import itertools
 import logging
+from collections import deque
 from collections.abc import Callable
 from operator import length_hint
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from aiouring._errors import failure
+from aiouring._errors import RingClosedError, failure
 from aiouring._line import Line
 from aiouring._request import Leftovers, Request
 from aiouring._uring import ffi, lib
@@ -27,8 +29,11 @@ from aiouring._uring import ffi, lib
 if TYPE_CHECKING:
     from aiouring._registry import Registry
     from aiouring._ring import CoreRing
+    from aiouring._sending import Sending
 
 log = logging.getLogger("aiouring")
+
+_MORE = lib.AU_CQE_F_MORE
 
 # A refused enter() is tried again after 1, 2, 4 ... 250 ms; after this many times in a row the ring is broken.
 _TRANSIENT = (errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOMEM)
@@ -46,6 +51,9 @@ class Turns:
         self.loop = loop
         self.inflight: dict[int, Request] = {}
         self.leftovers = Leftovers()
+        # Atomic: a caller in the wrong thread, whom only the C core refuses, must not draw another request's number
+        # and then take that request, and with it the memory it owns, out of the table.
+        self.next_number = itertools.count(1).__next__
         self.closing = False
         self._usable = True
         self.broken: OSError | None = None
@@ -54,7 +62,9 @@ class Turns:
         self._raw = ring.raw
         self._events = ring.raw.events
         self._queued: list[Request] = []  # with a file object, since the last submission
-        self._cancels_due: list[Request] = []
+        self._cancels_due: list[int] = []  # numbers of requests whose cancel found the queue full
+        self._starts_due: deque[tuple[Request, Callable[..., int], tuple[Any, ...]]] = deque()  # as many started
+        self.senders: dict[int, Sending] = {}  # whose requests the C core knows, by the number of their events
         self._scheduled = False
         self._position = 0
         self._undelivered = False
@@ -79,6 +89,11 @@ class Turns:
                     "run on asyncio's selector loop or on uvloop"
                 ) from None
             raise
+
+    @property
+    def idle(self) -> bool:
+        """Whether the kernel has nothing of this ring's."""
+        return not self.inflight and not self._raw.sends_in_flight
 
     def ask_for_turn(self) -> None:
         """Take a turn before the loop sleeps."""
@@ -126,6 +141,8 @@ class Turns:
         except BaseException:
             self.ask_for_turn()
             raise
+        if self._emptied is not None and self.idle and not self._emptied.done():
+            self._emptied.set_result(None)
         if code < 0:
             self._refused(code)
         elif not code & lib.AU_AGAIN or not lib.au_ring_unsubmitted(self._raw):
@@ -135,8 +152,8 @@ class Turns:
                 self._make_room()
         else:
             self._queued = [request for request in self._queued if not request.ended]
-        if self._cancels_due:
-            self._cancel_again()
+        if self._cancels_due or self._starts_due:
+            self._fill_what_is_due()
         for group in self._groups.values():
             if group.waiting:
                 group.serve()
@@ -166,15 +183,20 @@ class Turns:
             for user_data, result, flags in zip(rest, rest, rest, strict=True):
                 request = inflight.get(user_data)
                 if request is None:
-                    self.strays += user_data != 0
+                    self._of_a_sender(user_data)
+                    continue
+                waiter = request.waiter
+                if waiter is None:
+                    arrived = request.arrived
+                    if arrived is None:
+                        self._ended_alone(request, result, flags)
+                    else:
+                        arrived(result, flags)
+                        if not flags & _MORE:
+                            del inflight[user_data]
                     continue
                 request.result = result
                 request.flags = flags
-                waiter = request.waiter
-                if waiter is None:
-                    self._end(request)
-                    self._unclaimed(request)
-                    continue
                 try:  # noqa: SIM105 - suppress() costs more than all the rest of this loop
                     waiter.set_result(result)
                 except asyncio.InvalidStateError:
@@ -188,8 +210,21 @@ class Turns:
             self._position = max(0, 3 * count - length_hint(rest) - 3)
             raise
         self._position = 3 * count
-        if self._emptied is not None and not inflight and not self._emptied.done():
-            self._emptied.set_result(None)
+
+    def _of_a_sender(self, number: int) -> None:
+        """An event that is no request's completion: a sender's, or nobody's."""
+        sender = self.senders.get(number)
+        if sender is not None:
+            sender.arrived()
+        else:
+            self.strays += number != 0
+
+    def _ended_alone(self, request: Request, result: int, flags: int) -> None:
+        """The final completion of a request that was detached."""
+        request.result = result
+        request.flags = flags
+        self._end(request)
+        self._unclaimed(request)
 
     def _end(self, request: Request) -> None:
         """The kernel is done with the request.  Taking these steps twice does no harm."""
@@ -202,24 +237,52 @@ class Turns:
                 lease.unpinned()
         self.inflight.pop(request.user_data, None)
 
-    def _cancel_again(self) -> None:
-        due, self._cancels_due = self._cancels_due, []
-        for request in due:
-            if not request.ended:
-                self._cancel(request)
+    def _fill_what_is_due(self) -> None:
+        """The submission queue has room again: fill what found it full."""
+        cancels, self._cancels_due = self._cancels_due, []
+        for number in cancels:
+            if number in self.inflight:
+                self._cancel_number(number)
+        for _ in range(len(self._starts_due)):
+            request, prepare, arguments = self._starts_due.popleft()
+            if self.inflight.get(request.user_data) is request:
+                del self.inflight[request.user_data]
+                self.start(request, prepare, *arguments)
 
-    def _cancel(self, request: Request) -> None:
+    def cancel_soon(self, request: Request) -> None:
         """Queue a cancel for `request`; its own completion (user_data 0) is ignored."""
-        if self.broken or self.ring.closed:
-            return
-        arguments = (lib.AU_OP_ASYNC_CANCEL, -1, 0, request.user_data, 0, 0, 0)
-        code = lib.au_prepare(self._raw, 0, *arguments)
-        if code == lib.AU_FULL:
-            self._turn(0)
-            code = lib.au_prepare(self._raw, 0, *arguments)
-        if code == lib.AU_FULL:
-            self._cancels_due.append(request)  # the next turn tries again
+        if not self.broken and not self.ring.closed:
+            self._cancel_number(request.user_data)
+
+    def _cancel_number(self, number: int) -> None:
+        if lib.au_prepare(self._raw, 0, lib.AU_OP_ASYNC_CANCEL, -1, 0, number, 0, 0, 0) == lib.AU_FULL:
+            self._cancels_due.append(number)  # the next turn tries again
         self.ask_for_turn()
+
+    def start(self, request: Request, prepare: Callable[..., int], *arguments: Any) -> None:
+        """Fill `request`, which nobody awaits: its completions go to `request.arrived()`.
+
+        Never takes a turn, so delivery itself may call this.  Raises what is wrong with the arguments.
+        """
+        if not self._usable:
+            raise RingClosedError("the ring has been closed")
+        request.user_data = user_data = self.next_number()
+        request.ended = False
+        self.inflight[user_data] = request
+        code = prepare(self._raw, user_data, *arguments)
+        if code:
+            self._not_filled(code, request, prepare, arguments)
+        elif request.file is not None:
+            self._queued.append(request)
+        if not self._scheduled:
+            self.ask_for_turn()
+
+    def _not_filled(self, code: int, request: Request, prepare: Callable[..., int], arguments: tuple[Any, ...]) -> None:
+        if code != lib.AU_FULL:
+            del self.inflight[request.user_data]
+            request.ended = True
+            raise failure(code)
+        self._starts_due.append((request, prepare, arguments))
 
     def _unclaimed(self, request: Request) -> None:
         """The result is nobody's any more: the request knows what to do with it."""
@@ -260,6 +323,9 @@ class Turns:
                 request.lease.abandoned = True
             if waiter is not None and not waiter.done():
                 waiter.set_result(request.result)
+            request.failed(OSError(error.errno, error.strerror))
+        for sender in self.senders.values():
+            sender.failed(error)
         self._dismiss(OSError(error.errno, error.strerror))
         if self._emptied is not None and not self._emptied.done():
             self._emptied.set_result(None)

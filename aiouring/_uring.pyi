@@ -25,6 +25,7 @@ class CRing:
     wakeups: int
     overflow_flushes: int
     submit_errors: int
+    sends_in_flight: int
 
 class CBuffers:
     count: int
@@ -42,6 +43,15 @@ class CGroup:
     registered: int
     published: int
     advances: int
+
+class CSender:
+    number: int
+    pending: int
+    watermark: int
+    memory_done: int
+    watched: int
+    in_flight: int
+    failure: int
 
 class _FFI:
     NULL: Any
@@ -133,6 +143,9 @@ class _Lib:
         how: int,
         /,
     ) -> int: ...
+    def au_prepare_multishot(
+        self, ring: CRing, user_data: int, opcode: int, fd: int, group: CGroup, total: int, how: int, /
+    ) -> int: ...
     def au_buffers_init(
         self, buffers: CBuffers, ring: CRing, base: CMemory, size: int, stride: int, count: int, /
     ) -> None: ...
@@ -149,6 +162,11 @@ class _Lib:
     def au_group_release(self, group: CGroup, buffer_id: int, /) -> int: ...
     def au_group_head(self, group: CGroup, /) -> int: ...
     def au_group_close(self, group: CGroup, /) -> None: ...
+    def au_sender_init(self, sender: CSender, ring: CRing, fd: int, number: int, /) -> int: ...
+    def au_sender_add_buffer(self, sender: CSender, group: CGroup, buffer_id: int, length: int, /) -> int: ...
+    def au_sender_add_memory(self, sender: CSender, memory: CMemory, length: int, /) -> int: ...
+    def au_sender_drop(self, sender: CSender, failure: int, /) -> int: ...
+    def au_sender_close(self, sender: CSender, /) -> None: ...
     AU_OP_NOP: Final[int]
     AU_OP_READV: Final[int]
     AU_OP_WRITEV: Final[int]

@@ -75,18 +75,23 @@ async def serve_protocol(listener: socket.socket, control: Control) -> None:
         await control.ended
 
 
-async def serve_ring(listener: socket.socket, control: Control, task_run: TaskRun) -> None:
+EchoOne: TypeAlias = Callable[[aiouring.AsyncRing, aiouring.BufferRing, socket.socket], Coroutine[None, None, None]]
+
+
+async def serve_ring(listener: socket.socket, control: Control, task_run: TaskRun, echo_one: EchoOne) -> None:
     """aiouring: a task for each connection, one buffer ring for all of them."""
     async with aiouring.AsyncRing(task_run=task_run) as ring:
         with ring.register_buffer_ring(count=BUFFERS, size=CHUNK) as group:
             control.statistics = lambda: dataclasses.asdict(ring.statistics())
-            accepting = asyncio.create_task(accept_all(ring, group, listener))
+            accepting = asyncio.create_task(accept_all(ring, group, listener, echo_one))
             await control.ended
             accepting.cancel()
             await asyncio.wait([accepting])
 
 
-async def accept_all(ring: aiouring.AsyncRing, group: aiouring.BufferRing, listener: socket.socket) -> None:
+async def accept_all(
+    ring: aiouring.AsyncRing, group: aiouring.BufferRing, listener: socket.socket, echo_one: EchoOne
+) -> None:
     """Accept until cancelled."""
     async with asyncio.TaskGroup() as connections:
         while True:
@@ -95,8 +100,8 @@ async def accept_all(ring: aiouring.AsyncRing, group: aiouring.BufferRing, liste
             connections.create_task(echo_one(ring, group, connection))
 
 
-async def echo_one(ring: aiouring.AsyncRing, group: aiouring.BufferRing, connection: socket.socket) -> None:
-    """Echo one connection until its end."""
+async def echo_by_verbs(ring: aiouring.AsyncRing, group: aiouring.BufferRing, connection: socket.socket) -> None:
+    """Echo one connection until its end: a receive and a send for each message."""
     with connection:
         while True:
             with await ring.recv(connection, group) as chunk:
@@ -105,11 +110,23 @@ async def echo_one(ring: aiouring.AsyncRing, group: aiouring.BufferRing, connect
                 await ring.send_all(connection, chunk)
 
 
-def _ring_server(task_run: TaskRun) -> Server:
-    return lambda listener, control: serve_ring(listener, control, task_run)
+async def echo_connection(ring: aiouring.AsyncRing, group: aiouring.BufferRing, sock: socket.socket) -> None:
+    """Echo one connection until its end: the kernel's receive stays armed, and sending waits for nothing."""
+    async with aiouring.Connection(ring, sock, group) as connection:
+        async for chunk in connection:
+            connection.write(chunk)
+            await connection.drain()
 
 
-_RING_KINDS: dict[str, Server] = {f"aiouring {task_run}": _ring_server(task_run) for task_run in TASK_RUNS}
+def _ring_server(task_run: TaskRun, echo_one: EchoOne) -> Server:
+    return lambda listener, control: serve_ring(listener, control, task_run, echo_one)
+
+
+_RING_KINDS: dict[str, Server] = {
+    f"aiouring {name}, {task_run}": _ring_server(task_run, echo_one)
+    for name, echo_one in (("connection", echo_connection), ("verbs", echo_by_verbs))
+    for task_run in TASK_RUNS
+}
 _KINDS: dict[str, Server] = {STREAMS: serve_streams, PROTOCOL: serve_protocol, **_RING_KINDS}
 
 #: Every server by its name: the event loop, and the kind of server on it.

@@ -277,7 +277,7 @@ async def test_d13_entries_lie_in_the_arena(monkeypatch: pytest.MonkeyPatch, cou
             patch.setattr(lib.au_kernel, "do_register", callback)
             group = ring.register_buffer_ring(count=count, size=size)
         ((address, entries),) = seen
-        base = int(ffi.cast("uintptr_t", group._arena.base))
+        base = int(ffi.cast("uintptr_t", group.arena.base))
         table = ffi.cast("struct au_buf *", address)
         found = sorted((table[at].bid, table[at].addr, table[at].len) for at in range(entries))
         assert found == [(number, base + number * size, size) for number in range(count)]

@@ -64,7 +64,7 @@ async def test_b2_close_is_bounded_and_keeps_the_memory(new_ring: RingFactory, m
     """Past its deadline close() ends, warns, and keeps what the kernel may still write to for ever."""
     ring = await new_ring(close_timeout=0.05)
     reader, writer = os.pipe()
-    monkeypatch.setattr(ring._driver, "_cancel", lambda request: None)  # a kernel that cannot stop it
+    monkeypatch.setattr(ring._driver, "cancel_soon", lambda request: None)  # a kernel that cannot stop it
     task = asyncio.create_task(ring.read(reader, memory := bytearray(16)))
     await ring.nop()
     buried = len(GRAVEYARD)

@@ -123,7 +123,7 @@ async def test_a3_a_request_that_cannot_be_stopped_is_detached(
     reader, writer = pipe
     ring = await new_ring(cancel_timeout=grace)
     driver = ring._driver
-    monkeypatch.setattr(driver, "_cancel", lambda request: None)  # a kernel that cannot stop it
+    monkeypatch.setattr(driver, "cancel_soon", lambda request: None)  # a kernel that cannot stop it
     memory = bytearray(4)
     task = asyncio.create_task(ring.read(reader, memory))
     await ring.nop()
@@ -153,7 +153,7 @@ async def test_a3_detached_fixed_buffer_comes_back_by_itself(
     ring = await new_ring(cancel_timeout=0.01)
     with ring.register_buffers(count=1, size=4096) as buffers:
         with monkeypatch.context() as patched:
-            patched.setattr(ring._driver, "_cancel", lambda request: None)
+            patched.setattr(ring._driver, "cancel_soon", lambda request: None)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.01), await buffers.acquire() as buffer:
                     await ring.read_fixed(reader, buffer, 0)
@@ -221,13 +221,13 @@ async def test_a6_second_cancel_sends_nothing_more(
     ring = await new_ring()
     cancels: list[object] = []
     driver = ring._driver
-    original = driver._cancel
+    original = driver.cancel_soon
 
     def cancel(request: object) -> None:
         cancels.append(request)
         original(request)
 
-    monkeypatch.setattr(driver, "_cancel", cancel)
+    monkeypatch.setattr(driver, "cancel_soon", cancel)
 
     async def receive() -> None:
         try:

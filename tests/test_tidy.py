@@ -18,11 +18,21 @@ FLOORS = [
     ["_uring"],
     ["_errors", "_abi", "_setup", "_ring", "_probe"],
     ["_line", "_lease", "_registered_buffers", "_buffer_ring", "_registry"],
-    ["_request", "_turns", "_driver"],
-    ["_address", "_verbs", "_file_verbs", "_socket_verbs", "_registration_verbs", "_async_ring", "_synchronous_ring"],
+    ["_request", "_turns", "_multishot", "_sending", "_driver"],
+    [
+        "_address",
+        "_receive_stream",
+        "_verbs",
+        "_file_verbs",
+        "_socket_verbs",
+        "_registration_verbs",
+        "_async_ring",
+        "_synchronous_ring",
+    ],
+    ["_connection"],
     ["__init__", "__main__"],
 ]
-MAY_KNOW_ASYNCIO = {"_turns", "_driver", "_async_ring"}
+MAY_KNOW_ASYNCIO = {"_turns", "_driver", "_multishot", "_sending", "_async_ring", "_connection"}
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 70
 

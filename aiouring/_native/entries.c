@@ -187,3 +187,13 @@ int au_prepare_select(au_ring *ring, uint64_t user_data, int opcode, int fd, au_
     sqe->buf_index = group->group_id;
     return 0;
 }
+
+/* A receive that stays armed; `total` bytes end it, 0 is no limit. */
+int au_prepare_multishot(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
+                         uint32_t total, unsigned how)
+{
+    int rc = au_prepare_select(ring, user_data, opcode, fd, group, 0, 0, 0, how | AU_RECV_MULTISHOT << 16);
+    if (rc == 0)
+        ring->sqes[(ring->filled - 1) & ring->sq_mask].file_index = (int32_t)total; /* optlen, here */
+    return rc;
+}

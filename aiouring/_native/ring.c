@@ -92,7 +92,11 @@ static void let_go(au_ring *ring)
     if (ring->event_fd >= 0)
         close(ring->event_fd);
     free(ring->guard_of);
+    free(ring->sender_table);
     ring->guard_of = NULL;
+    ring->sender_table = NULL;
+    ring->sender_slots = 0;
+    ring->senders = NULL;
     ring->ring_memory = NULL;
     ring->sqes = NULL;
     ring->fd = ring->event_fd = -1;

@@ -44,23 +44,31 @@ static int enter(au_ring *ring, unsigned min_complete, unsigned flags, const voi
 
 static uint32_t drain(au_ring *ring)
 {
-    uint32_t head = *ring->cq_head, tail = load(ring->cq_tail), before = ring->ready;
-    for (; head != tail && ring->ready < AU_EVENTS_MAX; head++, ring->ready++) {
+    uint32_t head = *ring->cq_head, tail = load(ring->cq_tail);
+    for (; head != tail && ring->ready < AU_EVENTS_MAX; head++) {
         const struct au_cqe *cqe = &ring->cqes[head & ring->cq_mask];
-        int64_t *event = &ring->events[ring->ready * 3];
-        event[0] = (int64_t)cqe->user_data;
+        uint64_t user_data = cqe->user_data;
+        au_sender *sender = user_data & SENDER_TAG ? sender_named(ring, user_data) : NULL;
+        if (sender) {
+            if (!send_ended(ring, sender, cqe->res))
+                continue;
+            user_data = sender->number;
+        }
+        int64_t *event = &ring->events[ring->ready++ * 3];
+        event[0] = (int64_t)user_data;
         event[1] = cqe->res;
         event[2] = cqe->flags;
     }
+    uint32_t drained = head - *ring->cq_head;
     store(ring->cq_head, head);
-    ring->completed += ring->ready - before;
-    return ring->ready - before;
+    ring->completed += drained;
+    return drained;
 }
 
 static bool more_waits(const au_ring *ring)
 {
     return *ring->cq_head != load(ring->cq_tail) || kernel_wants_us(ring) ||
-           ring->filled != load(ring->sq_head);
+           ring->senders || ring->filled != load(ring->sq_head);
 }
 
 /* One turn: publish, submit, drain, empty the eventfd, look again.  Returns how many completions are
@@ -79,9 +87,12 @@ int au_ring_turn(au_ring *ring, int woken)
     bool signalled = woken;
     for (int round = 0; round < AU_ROUNDS_MAX; round++) {
         rc = 0;
+        if (ring->senders)
+            fill_senders(ring);
         if (ring->filled != load(ring->sq_head) || kernel_wants_us(ring))
             rc = enter(ring, 0, 0, NULL, 0);
         signalled |= drain(ring) != 0;
+        publish_groups(ring); /* what senders gave back: the loop may sleep after this */
         if (signalled && ring->event_fd >= 0) {
             uint64_t count;
             ssize_t ignored = read(ring->event_fd, &count, sizeof count);

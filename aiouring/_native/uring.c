@@ -37,4 +37,5 @@
 #include "entries.c"
 #include "buffers.c"
 #include "groups.c"
+#include "senders.c"
 #include "turn.c"

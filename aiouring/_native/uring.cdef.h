@@ -17,6 +17,7 @@ typedef struct au_ring {
     int64_t events[...];
     uint64_t last_user_data;
     uint64_t submitted, completed, enters, wakeups, overflow_flushes, submit_errors;
+    uint32_t sends_in_flight;
     ...;
 } au_ring;
 
@@ -30,6 +31,12 @@ typedef struct au_group {
     uint8_t is_lent[];
     ...;
 } au_group;
+
+typedef struct au_sender {
+    uint64_t number, pending, watermark, memory_done;
+    int watched, in_flight, failure;
+    ...;
+} au_sender;
 
 /* The kernel: three system calls, replaceable by a simulated one. */
 struct au_kernel {
@@ -66,6 +73,9 @@ int au_prepare_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd, au_b
 int au_prepare_select(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
                       int64_t length, int64_t offset, uint32_t op_flags, unsigned how);
 
+int au_prepare_multishot(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
+                         uint32_t total, unsigned how);
+
 void au_buffers_init(au_buffers *buffers, au_ring *ring, void *base, uint64_t size, uint64_t stride,
                      uint32_t count);
 int au_buffers_register(au_buffers *buffers);
@@ -81,6 +91,12 @@ int au_group_take(au_group *group, uint32_t buffer_id);
 int au_group_release(au_group *group, uint32_t buffer_id);
 int au_group_head(au_group *group);
 void au_group_close(au_group *group);
+
+int au_sender_init(au_sender *sender, au_ring *ring, int fd, uint64_t number);
+int au_sender_add_buffer(au_sender *sender, au_group *group, uint32_t buffer_id, uint32_t length);
+int au_sender_add_memory(au_sender *sender, const void *memory, int64_t length);
+int au_sender_drop(au_sender *sender, int failure);
+void au_sender_close(au_sender *sender);
 
 struct au_probe_op { uint8_t op; uint16_t flags; ...; };
 struct au_probe { uint8_t last_op, ops_len; struct au_probe_op ops[256]; ...; };

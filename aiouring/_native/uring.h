@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -51,6 +52,7 @@ enum {
     AU_GUARD_FD = 1 << 8,  /* `how`: the file was named by number, see 3 above */
     AU_SLOTS_AT_ONCE = 64, /* distinct guarded descriptors per turn */
     AU_ROUNDS_MAX = 4,     /* times one turn looks again */
+    AU_VECTOR_MAX = 16,    /* parts that one request of a sender sends */
 };
 
 enum { RING_CLOSED = 0, RING_DISABLED = 1, RING_ENABLED = 2 };
@@ -70,6 +72,7 @@ typedef struct au_ring {
     int64_t events[AU_EVENTS_MAX * 3]; /* user_data, res, flags of each */
     uint64_t last_user_data;
     uint64_t submitted, completed, enters, wakeups, overflow_flushes, submit_errors;
+    uint32_t sends_in_flight; /* requests of senders, which Python does not know one by one */
 
     uint64_t thread;
     uint64_t process;
@@ -86,6 +89,9 @@ typedef struct au_ring {
     struct guard guards[AU_SLOTS_AT_ONCE];
     uint8_t *guard_of; /* for each submission entry: 1 + its guard, or 0 */
     struct au_group *unpublished;
+    struct au_sender *senders; /* those with something new */
+    struct au_sender **sender_table;
+    uint32_t sender_slots;
     struct au_ring *next_live;
 } au_ring;
 
@@ -112,6 +118,31 @@ typedef struct au_group {
     bool queued;
     uint8_t is_lent[];
 } au_group;
+
+struct au_part {
+    uint8_t *start;
+    uint64_t length;
+    au_group *group; /* the buffer's, or NULL for memory of the caller's */
+    uint32_t buffer_id;
+};
+
+typedef struct au_sender {
+    uint64_t number;      /* what its events are called */
+    uint64_t pending;     /* bytes written that the kernel has not taken */
+    uint64_t watermark;   /* where `watched`: an event is wanted when no more than this is pending */
+    uint64_t memory_done; /* parts of the caller's memory that are free again, ever */
+    int watched, in_flight, failure;
+
+    int fd;
+    au_ring *ring;
+    uint64_t name; /* its requests' user_data */
+    bool queued, cancel_due;
+    struct au_sender *next;
+    struct au_part *parts; /* a circle of `capacity`, a power of two */
+    uint32_t first, count, capacity;
+    struct iovec vector[AU_VECTOR_MAX];
+    struct msghdr message;
+} au_sender;
 
 /* The kernel: three system calls, replaceable by a simulated one. */
 struct au_kernel {

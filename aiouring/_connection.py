@@ -1,0 +1,205 @@
+"""Owns `Connection`: a stream socket as most users want it, with nothing lost whatever is cancelled.
+
+The kernel keeps one receive armed (see `_multishot`), so waiting for data is waiting on a queue, and a reader
+that is cancelled has taken nothing.  Writing never waits: parts are queued, and one request per turn of the
+loop sends them in order (see `_sending`); `drain()` waits when too much is queued.
+
+The connection owns its socket: it takes the descriptor out of the socket object that it is made of, so nobody
+else can close it, or receive from it, in between.
+"""
+
+import asyncio
+import contextlib
+import errno
+import socket
+import warnings
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+from aiouring._async_ring import AsyncRing
+from aiouring._buffer_ring import BufferRing, ProvidedBuffer, end_of_stream
+from aiouring._errors import RingClosedError, kernel_error
+from aiouring._multishot import Receiving, most_pending
+from aiouring._sending import Sending
+from aiouring._verbs import Bytes
+
+#: Bytes queued for sending above which `drain()` waits, and at which it goes on.
+HIGH_WATER = 64 * 1024
+LOW_WATER = HIGH_WATER // 4
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionStatistics:
+    """How a connection stands."""
+
+    pending: int  # chunks that came and nobody has taken
+    to_send: int  # bytes written that the kernel has not taken
+    receiving: bool  # whether the kernel has a receive armed: not while it waits for a buffer, or for the reader
+
+
+class Connection:
+    """A connected stream socket on a ring; use it with `async with`, or `async for` its chunks.
+
+    Args:
+        ring: the ring of the running loop.
+        sock: a connected stream socket.  The connection takes it over: the object is detached.
+        group: the buffer ring that received data comes in.
+        max_pending: chunks that may wait here for a reader before the kernel is told to stop receiving; None
+            is an eighth of the group's buffers, at least one and at most 64.
+
+    Received chunks are lent buffers: release them, use them in a `with` block, or `write()` them, which hands
+    them over.  Since Linux 6.0.  See io_uring_prep_recv_multishot(3).
+    """
+
+    def __init__(
+        self, ring: AsyncRing, sock: socket.socket, group: BufferRing, *, max_pending: int | None = None
+    ) -> None:
+        self._closed = True
+        if not isinstance(group, BufferRing):
+            raise TypeError(f"a BufferRing from register_buffer_ring() is needed, not {type(group).__name__}")
+        if sock.type != socket.SOCK_STREAM:
+            raise ValueError(f"a connection is a stream socket, not {sock.type!r}")
+        high = most_pending(group, max_pending)
+        self._driver = driver = ring.claim(sock)
+        self._socket = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        self._socket.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        number = self._socket.fileno()
+        self._receiving = Receiving(driver, number, None, 0, group, high, keeps_boundaries=False)
+        self._sending = Sending(driver, number, group)
+        self._gone: asyncio.Future[None] | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Connection {'closed' if self._closed else f'fd={self._socket.fileno()}'}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.abort()
+        await self.aclose()
+
+    # ---- receiving -----------------------------------------------------------------------------
+
+    def __aiter__(self) -> AsyncIterator[ProvidedBuffer]:
+        return self._receiving
+
+    async def receive(self) -> ProvidedBuffer:
+        """The next chunk that arrived, lent; empty, and falsy, at the end of the stream.
+
+        Cancelling it loses nothing.
+
+        Raises:
+            OSError: what ended the stream, after everything that came before.
+            ResourceBusyError: another task is receiving.
+            BuffersExhaustedError: the group is empty, and was registered with on_empty="raise".
+        """
+        try:
+            return await self._receiving.__anext__()
+        except StopAsyncIteration:
+            return end_of_stream()
+
+    # ---- sending -------------------------------------------------------------------------------
+
+    def write(self, data: Bytes) -> None:
+        """Queue bytes to be sent, behind what was written before; never waits, see `drain()`.
+
+        A lent buffer is handed over: its lease ends, and it goes back to its pool when it is sent.  `bytes` are
+        kept as they are until then; anything else is copied.
+
+        Raises:
+            OSError: an earlier send failed, or the connection has been closed.
+            ValueError, ResourceBusyError, BufferError: a lent buffer that cannot be released cannot be handed over.
+        """
+        self._sending.write(data)
+
+    async def drain(self) -> None:
+        """Wait while too much is queued for sending; raises `OSError` if sending has failed."""
+        raw = self._sending.raw
+        if raw.pending > HIGH_WATER or raw.failure:
+            await self._sending.below(LOW_WATER)
+
+    async def send(self, *parts: Bytes) -> None:
+        """Write all `parts`, and wait until the kernel has taken everything written so far.
+
+        Cancelling it takes nothing back: what was written is still sent.
+        """
+        for part in parts:
+            self._sending.write(part)
+        await self._sending.below(0)
+
+    async def send_eof(self) -> None:
+        """Send what is queued, then tell the peer that nothing more will come; receiving goes on."""
+        await self._sending.below(0)
+        self._socket.shutdown(socket.SHUT_WR)
+
+    # ---- the end -------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """Send what is queued, then close; idempotent.  A peer that does not read keeps this waiting: see `abort()`.
+
+        Cancelled, it closes without sending the rest.
+        """
+        if not self._closed:
+            try:
+                with contextlib.suppress(OSError, RingClosedError):  # it was lost before; it is closed all the same
+                    await self._sending.below(0)
+            finally:
+                self.abort()
+        if self._gone is not None:
+            await asyncio.shield(self._gone)
+
+    def abort(self) -> None:
+        """Close without sending what is queued; idempotent.
+
+        The descriptor is closed when the kernel is done with what is in flight, which `aclose()` waits for.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._sending.drop(kernel_error(errno.ECONNABORTED, "the connection has been closed"))
+        self._receiving.stop()
+        ends = [self._receiving.end(), self._sending.end()]
+        self._gone = self._driver.new_future()
+        self._unended = [end for end in ends if end is not None]
+        for end in self._unended:
+            end.add_done_callback(self._ended)
+        if not self._unended:
+            self._close_socket()
+
+    def _ended(self, end: "asyncio.Future[int]") -> None:
+        self._unended.remove(end)
+        if not self._unended:
+            self._close_socket()
+
+    def _close_socket(self) -> None:
+        """Nothing is in flight any more: nothing can meet the descriptor's number when it is used again."""
+        self._receiving.drop()
+        self._sending.forget()
+        self._socket.close()
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
+
+    def __del__(self) -> None:
+        if self._closed:
+            return
+        warnings.warn(f"{self!r} was never closed: use 'async with', or await aclose()", ResourceWarning, 1, self)
+        self._driver.ask_from_elsewhere(self.abort)
+
+    # ---- about it ------------------------------------------------------------------------------
+
+    @property
+    def local_address(self) -> Any:
+        """The address of this end, as `socket.getsockname()` says it."""
+        return self._socket.getsockname()
+
+    @property
+    def peer_address(self) -> Any:
+        """The address of the other end, as `socket.getpeername()` says it."""
+        return self._socket.getpeername()
+
+    def statistics(self) -> ConnectionStatistics:
+        """What is queued in each direction."""
+        return ConnectionStatistics(self._receiving.pending, self._sending.raw.pending, self._receiving.armed)

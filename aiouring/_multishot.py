@@ -1,0 +1,330 @@
+"""Owns `Receiving`: a receive that stays armed in the kernel, and the queue of what it brought.
+
+How this fits together
+
+1. One multishot receive is armed per socket.  Each completion names a buffer of the group, which is *taken*
+   (lent, in the C core's books) at once and queued as two integers.  Whoever waits is woken, and makes the
+   buffer's lease when it runs: a reader that is cancelled has taken nothing, so nothing can be lost.
+2. A completion without F_MORE ends the kernel's request, error or not (KERNEL.md C4: a full completion queue
+   ends it with data).  It is armed again at once, unless the stream is over or enough is queued.
+3. The kernel may receive as many bytes as `max_pending` buffers hold before we look, where it can be told so: one
+   firehose cannot empty the group.  Above the high mark the kernel's request is cancelled; what it still
+   brings is queued.  Below the low mark, *and* when that cancel is over, it is armed again.
+4. ENOBUFS parks the stream in the group's line, behind whoever waited before; the data stays in the socket.
+5. Closing cancels, waits for the request's own final completion, and keeps what nobody took for the next
+   receive on the file (see Leftovers).
+
+States: armed (the kernel has a request), parked (in the group's line), paused (enough is queued), over (the
+end of the stream, or an error, comes after what is queued).
+"""
+
+import errno
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+from aiouring._buffer_ring import BufferRing, ProvidedBuffer, end_of_stream, private_copy
+from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
+from aiouring._request import Request
+from aiouring._uring import lib
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from aiouring._driver import Driver
+
+_prepare_multishot = lib.au_prepare_multishot
+_take = lib.au_group_take
+_RECV = lib.AU_OP_RECV
+_BUFFER = lib.AU_CQE_F_BUFFER
+_MORE = lib.AU_CQE_F_MORE
+_SHIFT = lib.AU_CQE_BUFFER_SHIFT
+
+
+def most_pending(group: BufferRing, wanted: int | None) -> int:
+    """How many chunks of one stream may wait for its reader."""
+    if wanted is None:
+        return min(64, max(1, len(group) // 8))
+    if wanted < 1:
+        raise ValueError(f"max_pending={wanted} is less than 1")
+    return wanted
+
+
+class Receiving(Request):
+    """The receiving half of one socket."""
+
+    __slots__ = (
+        "_arrivals",
+        "_driver",
+        "_early",
+        "_ends",
+        "_failure",
+        "_high",
+        "_how",
+        "_keeps_boundaries",
+        "_low",
+        "_new_future",
+        "_place",
+        "_ready",
+        "_retired",
+        "_stopping",
+        "_ticket",
+        "_total",
+        "armed",
+        "closing",
+        "group",
+        "over",
+    )
+
+    def __init__(
+        self, driver: "Driver", fd: int, file: Any, how: int, group: BufferRing, high: int, *, keeps_boundaries: bool
+    ) -> None:
+        super().__init__(fd, file)
+        self._driver = driver
+        self._retired: Callable[[], object] | None = None
+        self._new_future = driver.new_future
+        self.group: BufferRing = group
+        self._how = how
+        self._total = high * group.size  # bytes that the kernel may receive before we look; 0 is no limit
+        self._keeps_boundaries = keeps_boundaries  # of datagrams: an empty one is not the end
+        self._high = high
+        self._low = high // 2
+        self._arrivals: deque[tuple[int, int]] = deque()  # result and flags; their buffers are lent
+        self._early: deque[ProvidedBuffer] = deque()  # what came for a cancelled receive before this one
+        self._ready: asyncio.Future[None] | None = None
+        self._ends: list[asyncio.Future[int]] = []
+        self._failure: Exception | None = None
+        self._place: asyncio.Future[None] | None = None  # in the group's line
+        self._ticket = 0  # its place in that line; kept until data comes
+        self._stopping = False
+        self.armed = self.closing = self.over = False
+        while data := driver.leftovers.take(fd, group.size) if driver.leftovers.kept else b"":
+            self._early.append(private_copy(data))
+        self._arm()
+
+    def __repr__(self) -> str:
+        state = "armed" if self.armed else "parked" if self._place else "over" if self.over else "paused"
+        return f"<Receiving fd={self.fd} {state}, {len(self._arrivals)} queued>"
+
+    # ---- the reader ----------------------------------------------------------------------------
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ProvidedBuffer:
+        """The next chunk.  Cancelling this takes nothing.
+
+        What ended the stream is raised after everything that came before.
+        """
+        arrivals = self._arrivals
+        if self._early:
+            return self._early.popleft()
+        while not arrivals:
+            if self.over:
+                if self._failure is not None:
+                    raise self._failure
+                raise StopAsyncIteration
+            if self._ready is not None:
+                raise ResourceBusyError("another task is already receiving from this connection")
+            self._ready = ready = self._new_future()
+            try:
+                await ready
+            finally:
+                self._ready = None
+        result, flags = arrivals.popleft()
+        if not self.armed and len(arrivals) <= self._low:
+            self._arm()
+        if not flags:
+            return end_of_stream()  # an empty datagram
+        group = self.group
+        return ProvidedBuffer(group, group.arena, flags >> _SHIFT, result)
+
+    def _wake(self) -> None:
+        ready = self._ready
+        if ready is not None and not ready.done():
+            ready.set_result(None)
+
+    # ---- the kernel's request ------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        """Arm the receive, unless there is a reason not to."""
+        if self.armed or self.over or self.closing or self._place is not None:
+            return
+        if self.group.waiting:
+            self._park()
+        else:
+            self._start()
+
+    def _start(self) -> None:
+        self.armed = True
+        try:
+            self._driver.start(self, _prepare_multishot, _RECV, self.fd, self.group.raw, self._total, self._how)
+        except (OSError, RuntimeError, ValueError) as error:
+            self.armed = False
+            self._finish(error)
+
+    def arrived(self, result: int, flags: int) -> None:
+        """A completion of this request.  Taking this step twice, after an interrupt, does no harm."""
+        if flags & _BUFFER:
+            arrival = (result, flags)
+            arrivals = self._arrivals
+            if _take(self.group.raw, flags >> _SHIFT) == 0 or arrival not in arrivals:
+                arrivals.append(arrival)
+            ready = self._ready
+            if ready is not None and not ready.done():
+                ready.set_result(None)
+            if flags & _MORE:
+                if len(arrivals) > self._high and not self._stopping:
+                    self._stopping = True
+                    self._driver.cancel_soon(self)
+                return
+        stopped, self._stopping = self._stopping, False
+        self._over_for_the_kernel()
+        if self.closing:
+            self._retire()
+        else:
+            self._armed_no_more(result, flags, stopped=stopped)
+
+    def _armed_no_more(self, result: int, flags: int, *, stopped: bool) -> None:
+        """The kernel's request is over: arm it again, park, or finish."""
+        if result > 0:
+            self._ticket = 0
+        if result == 0 and self._keeps_boundaries and not flags & _BUFFER:
+            self._arrivals.append((0, 0))
+            self._wake()
+        if result > 0 or (result == 0 and self._keeps_boundaries):
+            if len(self._arrivals) <= self._low or self._high == 1:
+                self._arm()
+        elif result == 0:
+            self._finish(None)
+        elif result == -errno.ENOBUFS:
+            self.group.enobufs += 1
+            self._park()
+        elif result in (-errno.EINTR, -errno.EAGAIN):
+            self._arm()
+        elif result == -errno.EINVAL and self._total:
+            self._total = 0  # this kernel knows no limit
+            self._arm()
+        elif result == -errno.ECANCELED and stopped:
+            if len(self._arrivals) <= self._low:
+                self._arm()  # the reader was faster than the cancel
+        elif self._driver.closing:
+            self._finish(RingClosedError("the ring was closed during a receive"))
+        elif result == -errno.ECANCELED and not self.group.registered:
+            self._finish(RingClosedError(f"buffer ring {self.group.group_id} was unregistered during a receive"))
+        else:
+            self._finish(kernel_error(-result))
+
+    def _finish(self, failure: Exception | None) -> None:
+        """Nothing more will come; the reader hears of it after what is queued."""
+        self.over = True
+        self._failure = failure
+        self._wake()
+
+    def failed(self, error: Exception) -> None:
+        """The ring is lost, or was closed: this request will never be heard of again."""
+        self._over_for_the_kernel()
+        self._finish(error)
+        self._retire()
+
+    # ---- waiting for a buffer ------------------------------------------------------------------
+
+    def _park(self) -> None:
+        """Join the group's line; whoever hands out buffers calls `_called`."""
+        self._ticket = self._ticket or self.group.draw_ticket()
+        try:
+            self._place = place = self.group.join_line(self._ticket, (self.fd, self.file))
+        except (OSError, RuntimeError) as error:
+            self._finish(error)
+        else:
+            place.add_done_callback(self._called)
+
+    def _called(self, place: "asyncio.Future[None]") -> None:
+        self._place = None
+        if place.cancelled():
+            return
+        error = place.exception()
+        if self.closing:
+            self.group.serve()  # it was called, and leaves: the next is
+        elif error is None:
+            self._start()
+        else:
+            assert isinstance(error, Exception)
+            self._finish(error)
+
+    # ---- the end -------------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> int:
+        """Chunks that nobody has taken yet."""
+        return len(self._arrivals) + len(self._early)
+
+    def end(self) -> "asyncio.Future[int] | None":
+        """What resolves when the kernel is done with the request; None if it has none."""
+        if not self.armed:
+            return None
+        end = self._driver.new_future()
+        self._ends.append(end)
+        return end
+
+    def stop(self) -> None:
+        """Ask the kernel to end the request; it is not armed again."""
+        self.closing = True
+        if self._place is not None:
+            self._place.cancel()
+        if self.armed:
+            self._driver.cancel_soon(self)
+
+    def retire(self, retired: "Callable[[], object]") -> None:
+        """Stop, and keep what nobody took for the next receive on the file; idempotent.
+
+        `retired` is called when all of that is done.
+        """
+        if not self.closing:
+            self._retired = retired
+            self.stop()
+            if not self.armed:
+                self._retire()
+
+    def retire_soon(self, retired: "Callable[[], object]") -> None:
+        """The same, from any thread: the garbage collector's."""
+        if lib.au_ring_check(self._driver.ring.raw) == lib.AU_WRONG_THREAD:
+            self._driver.ask_from_elsewhere(partial(self.retire, retired))
+        else:
+            self.retire(retired)
+
+    def _retire(self) -> None:
+        """The kernel is done with the request, and so is the reader."""
+        if self._retired is not None:
+            self.let_go()
+            self._retired()
+
+    def _over_for_the_kernel(self) -> None:
+        self.ended = True
+        self.armed = False
+        for end in self._ends:
+            if not end.done():
+                end.set_result(0)
+        self._ends.clear()
+
+    def drop(self) -> None:
+        """Give back the buffers of what nobody took: the socket is being closed."""
+        self._early.clear()
+        while self._arrivals:
+            flags = self._arrivals.popleft()[1]
+            if flags:
+                self.group.take_back(flags >> _SHIFT)
+
+    def let_go(self) -> None:
+        """Keep what nobody took for the next receive on the file, and give the buffers back."""
+        leftovers, group = self._driver.leftovers, self.group
+        while self._early:
+            with self._early.popleft() as chunk:
+                leftovers.keep(self.fd, bytes(chunk.view))
+        while self._arrivals:
+            result, flags = self._arrivals.popleft()
+            if not flags:
+                continue
+            with ProvidedBuffer(group, group.arena, flags >> _SHIFT, result) as chunk:
+                leftovers.keep(self.fd, bytes(chunk.view))

@@ -1,0 +1,164 @@
+"""Owns `Sending`: what a connection's sending half is to Python; the C core does the rest (senders.c).
+
+Ownership.  A lent buffer that is written is handed over: its lease ends for whoever had it, and the C core
+gives it back to its group when its bytes are sent.  Everything else that is written is kept here, in the
+order in which it was written, until the C core has counted it as done with.
+"""
+
+import errno
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from aiouring._buffer_ring import BufferRing
+from aiouring._errors import failure
+from aiouring._lease import Lease
+from aiouring._uring import ffi, lib
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from aiouring._driver import Driver
+    from aiouring._uring import CSender
+
+_add_buffer = lib.au_sender_add_buffer
+_add_memory = lib.au_sender_add_memory
+
+
+class Sending:
+    """Everything that is to be sent on one connection, in order."""
+
+    __slots__ = ("_driver", "_ended", "_failure", "_group", "_kept", "_released", "_waiting", "raw")
+
+    def __init__(self, driver: "Driver", fd: int, group: BufferRing) -> None:
+        self._driver = driver
+        self._group = group  # the group whose buffers the C core gives back; others are given back here
+        self._kept: deque[Any] = deque()  # memory that the kernel may read, in the order in which it was written
+        self._released = 0  # how much of that has been let go of, ever
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._ended: asyncio.Future[int] | None = None
+        self._failure: Exception | None = None
+        self.raw: CSender = ffi.new("au_sender *")
+        number = driver.next_number()
+        code = lib.au_sender_init(self.raw, driver.ring.raw, fd, number)
+        if code:
+            raise failure(code)
+        driver.senders[number] = self
+
+    def __repr__(self) -> str:
+        return f"<Sending {self.raw.pending} bytes>"
+
+    def __del__(self, close: "Callable[[Any], None]" = lib.au_sender_close) -> None:
+        if hasattr(self, "raw"):
+            close(self.raw)
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether the kernel has a request."""
+        return bool(self.raw.in_flight)
+
+    def write(self, data: Any) -> None:
+        """Queue `data` behind what is queued."""
+        group = self._group
+        if isinstance(data, Lease) and data._home is group:
+            if data.ended or data.pins or data._view is not None:
+                data.hand_over()
+            else:
+                data.ended = True  # the same, without the call
+            code = _add_buffer(self.raw, group.raw, data.number, data.length)
+            if code:
+                data.give_back()
+                self._refuse(code)
+        else:
+            self._write_memory(data)
+        if not self._driver._scheduled:
+            self._driver.ask_for_turn()
+
+    def _write_memory(self, data: Any) -> None:
+        """Queue what does not lie in a buffer of the group."""
+        if isinstance(data, Lease):
+            length = len(data)
+            memory = data.memory()
+            data.hand_over()
+            kept: Any = data
+        else:
+            kept = memory = ffi.from_buffer(data if isinstance(data, bytes) else memoryview(data).tobytes())
+            length = len(memory)
+        code = _add_memory(self.raw, memory, length) if length else 0
+        if not length or code:
+            if kept is data:
+                data.give_back()
+            if code:
+                self._refuse(code)
+            return
+        self._kept.append(kept)
+
+    def _refuse(self, code: int) -> None:
+        if self._failure is None:
+            self._failure = failure(code, "sending")
+        raise self._failure
+
+    def arrived(self) -> None:
+        """Something that was asked for is there: memory is free again, little is left to send, or sending failed."""
+        raw = self.raw
+        while self._released < raw.memory_done:
+            self._released += 1
+            kept = self._kept.popleft()
+            if isinstance(kept, Lease):
+                kept.give_back()
+        if raw.failure and self._failure is None:
+            self._failure = failure(raw.failure, "sending")
+        self._wake()
+        if self._ended is not None and not raw.in_flight and not self._ended.done():
+            self._ended.set_result(0)
+
+    async def below(self, mark: int) -> None:
+        """Wait until no more than `mark` bytes are left to send; raises what ended the sending."""
+        while self.raw.pending > mark and not self.raw.failure:
+            turn = self._driver.new_future()
+            self._waiting.append((mark, turn))
+            self._watch()
+            await turn
+        if self.raw.failure:
+            self._refuse(self.raw.failure)
+
+    def _watch(self) -> None:
+        self.raw.watched = bool(self._waiting)
+        self.raw.watermark = max((mark for mark, _ in self._waiting), default=0)
+
+    def _wake(self) -> None:
+        for _ in range(len(self._waiting)):
+            mark, turn = self._waiting.popleft()
+            if self.raw.pending > mark and not self.raw.failure:
+                self._waiting.append((mark, turn))
+            elif not turn.done():
+                turn.set_result(None)
+        self._watch()
+
+    def end(self) -> "asyncio.Future[int] | None":
+        """What resolves when the request in flight has ended; None if there is none.  After `drop()`."""
+        if not self.raw.in_flight:
+            return None
+        if self._ended is None or self._ended.done():
+            self._ended = self._driver.new_future()
+        return self._ended
+
+    def drop(self, error: Exception) -> None:
+        """Send nothing more: `error` is for whoever waits or writes; what the kernel has is cancelled."""
+        self._failure = self._failure or error
+        if lib.au_sender_drop(self.raw, -errno.ECONNABORTED) > 0:
+            self._driver.ask_for_turn()
+        self.arrived()
+
+    def failed(self, error: Exception) -> None:
+        """The ring is lost.  The kernel may still read what is in flight, so that is kept."""
+        self._failure = self._failure or error
+        self.raw.failure = self.raw.failure or -errno.ECONNABORTED
+        self._wake()
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(0)
+
+    def forget(self) -> None:
+        """The connection is closed, and nothing is in flight."""
+        self._driver.senders.pop(self.raw.number, None)
+        lib.au_sender_close(self.raw)

@@ -1,0 +1,170 @@
+"""Tests of Receiving: what one armed receive brings, its bounds, and its place in the group's line."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+from conftest import RingFactory
+
+import aiouring
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """Two connected sockets that do not block."""
+    ends = socket.socketpair()
+    for end in ends:
+        end.setblocking(False)
+    yield ends
+    for end in ends:
+        end.close()
+
+
+async def test_one_request_for_many_chunks(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """A reader that keeps up needs one submission for a whole stream."""
+    group = ring.register_buffer_ring(count=8, size=64)
+    async with ring.recv_multishot(pair[0], group) as stream:
+        await ring.nop()
+        before = ring.statistics().submitted
+        for number in range(20):
+            pair[1].send(b"%d" % number)
+            with await anext(stream) as chunk:
+                assert bytes(chunk.view) == b"%d" % number
+        assert ring.statistics().submitted == before
+
+
+async def test_back_pressure_and_going_on(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """Above max_pending the kernel stops; the rest stays in the socket, and comes when the reader goes on."""
+    data = Random(1).randbytes(4000)
+    group = ring.register_buffer_ring(count=64, size=16)
+    async with ring.recv_multishot(pair[0], group, max_pending=4) as stream:
+        pair[1].send(data)
+        for _ in range(10):
+            await ring.nop()
+        assert stream.pending < 64
+        whole = b""
+        while len(whole) < len(data):
+            with await anext(stream) as chunk:
+                whole += bytes(chunk.view)
+        assert whole == data
+    assert group.statistics().in_use == 0
+
+
+async def test_d6_empty_group_parks_the_stream(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """With every buffer lent the stream waits in line, without spinning, and goes on when one returns."""
+    group = ring.register_buffer_ring(count=2, size=4)
+    async with ring.recv_multishot(pair[0], group, max_pending=8) as stream:
+        pair[1].send(b"aaaabbbbccccdddd")
+        held = [await anext(stream), await anext(stream)]
+        waiting = asyncio.ensure_future(anext(stream))
+        for _ in range(5):
+            await ring.nop()
+        assert group.statistics().waiting == 1
+        quiet = ring.statistics().enters
+        await asyncio.sleep(0.02)
+        assert ring.statistics().enters == quiet
+        held.pop(0).release()
+        with await waiting as chunk:
+            assert bytes(chunk.view) == b"cccc"
+        held.pop().release()
+        with await anext(stream) as chunk:
+            assert bytes(chunk.view) == b"dddd"
+
+
+async def test_d6_streams_in_line_are_served_in_turn(ring: aiouring.AsyncRing) -> None:
+    """Many streams on few buffers all get everything, in order."""
+    group = ring.register_buffer_ring(count=2, size=16)
+    pairs = [socket.socketpair() for _ in range(8)]
+    data = [Random(number).randbytes(700) for number in range(8)]
+
+    async def read(number: int) -> bytes:
+        whole = b""
+        async with ring.recv_multishot(pairs[number][0], group) as stream:
+            async for chunk in stream:
+                with chunk:
+                    whole += bytes(chunk.view)
+                await asyncio.sleep(0)
+        return whole
+
+    for number, (_, right) in enumerate(pairs):
+        right.send(data[number])
+        right.close()
+    assert await asyncio.gather(*(read(number) for number in range(8))) == data
+    for left, _ in pairs:
+        left.close()
+
+
+async def test_group_that_raises(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """With on_empty="raise" the reader gets BuffersExhaustedError after what came before."""
+    group = ring.register_buffer_ring(count=1, size=4, on_empty="raise")
+    async with ring.recv_multishot(pair[0], group) as stream:
+        pair[1].send(b"aaaabbbb")
+        with await anext(stream), pytest.raises(aiouring.BuffersExhaustedError):
+            await anext(stream)
+    with await ring.recv(pair[0], group) as chunk:
+        assert bytes(chunk.view) == b"bbbb"
+
+
+async def test_e5_overflow_ends_the_kernels_request(new_ring: RingFactory, pair: Pair) -> None:
+    """A completion queue that is too small ends the multishot with data (KERNEL.md C4); nothing is lost."""
+    ring = await new_ring(entries=4, cq_entries=4)
+    group = ring.register_buffer_ring(count=64, size=4)
+    data = Random(2).randbytes(200)
+    async with ring.recv_multishot(pair[0], group, max_pending=64) as stream:
+        pair[1].send(data)
+        whole = b""
+        while len(whole) < len(data):
+            with await anext(stream) as chunk:
+                whole += bytes(chunk.view)
+        assert whole == data
+
+
+async def test_datagrams_keep_their_boundaries(ring: aiouring.AsyncRing) -> None:
+    """Each datagram is a chunk, an empty one too; none of them is the end."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    group = ring.register_buffer_ring(count=8, size=64)
+    with left, right:
+        async with ring.recv_multishot(left, group) as stream:
+            for message in (b"one", b"", b"two", b"", b"", b"three"):
+                right.send(message)
+            got = []
+            for _ in range(6):
+                with await anext(stream) as chunk:
+                    got.append(bytes(chunk.view))
+            assert got == [b"one", b"", b"two", b"", b"", b"three"]
+
+
+async def test_error_comes_after_the_data(ring: aiouring.AsyncRing) -> None:
+    """A reset is raised after the bytes that arrived before it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+    group = ring.register_buffer_ring(count=8, size=64)
+    with server:
+        async with ring.recv_multishot(server, group) as stream:
+            client.send(b"last words")
+            with await anext(stream) as chunk:
+                assert bytes(chunk.view) == b"last words"
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            client.close()
+            with pytest.raises(ConnectionResetError):
+                await anext(stream)
+            with pytest.raises(ConnectionResetError):
+                await anext(stream)
+
+
+async def test_closing_the_ring_ends_the_stream(new_ring: RingFactory, pair: Pair) -> None:
+    """A reader that waits when the ring is closed gets RingClosedError."""
+    ring = await new_ring()
+    group = ring.register_buffer_ring(count=8, size=64)
+    stream = ring.recv_multishot(pair[0], group)
+    waiting = asyncio.ensure_future(anext(stream))
+    await ring.nop()
+    await ring.aclose()
+    with pytest.raises(aiouring.RingClosedError):
+        await waiting
+    await stream.aclose()

@@ -1,0 +1,192 @@
+"""Tests of Sending, the sending half of a connection: order, vectors, short sends, failure, and memory."""
+
+import asyncio
+import gc
+import socket
+import sys
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+from conftest import RingFactory
+
+import aiouring
+from aiouring import Connection
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """Two connected sockets that do not block."""
+    ends = socket.socketpair()
+    for end in ends:
+        end.setblocking(False)
+    yield ends
+    for end in ends:
+        end.close()
+
+
+async def receive_all(sock: socket.socket, size: int) -> bytes:
+    """`size` bytes, or fewer at the end of the stream."""
+    data, loop = b"", asyncio.get_running_loop()
+    while len(data) < size and (piece := await loop.sock_recv(sock, size - len(data))):
+        data += piece
+    return data
+
+
+async def test_what_one_turn_writes_is_one_request(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """Parts written in one turn of the loop go in one submission, in order."""
+    group = ring.register_buffer_ring(count=4, size=64)
+    async with Connection(ring, pair[0], group) as connection:
+        await ring.nop()
+        before = ring.statistics().submitted
+        for part in (b"one ", bytearray(b"two "), memoryview(b"three "), b"", b"four"):
+            connection.write(part)
+        assert connection.statistics().to_send == 18
+        await connection.send()
+        assert await receive_all(pair[1], 18) == b"one two three four"
+        assert ring.statistics().submitted == before + 1
+        assert connection.statistics().to_send == 0
+
+
+async def test_more_parts_than_a_vector_has(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """Hundreds of parts of mixed sizes arrive complete and in order, in few requests."""
+    random = Random(3)
+    parts = [random.randbytes(random.randrange(1, 40)) for _ in range(300)]
+    group = ring.register_buffer_ring(count=4, size=64)
+    async with Connection(ring, pair[0], group) as connection:
+        for part in parts:
+            connection.write(part)
+        await connection.send()
+        whole = b"".join(parts)
+        assert await receive_all(pair[1], len(whole)) == whole
+
+
+async def test_more_than_the_socket_takes(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """drain() waits while the peer does not read, and goes on when it does; nothing is lost on the way."""
+    pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    data = Random(4).randbytes(1 << 20)
+    group = ring.register_buffer_ring(count=4, size=64)
+    async with Connection(ring, pair[0], group) as connection:
+        connection.write(data[:100])
+        await connection.drain()
+        connection.write(data[100:])
+        draining = asyncio.ensure_future(connection.drain())
+        await ring.nop()
+        assert not draining.done()
+        assert await receive_all(pair[1], len(data)) == data
+        await draining
+        assert connection.statistics().to_send < 64 * 1024
+        await connection.send()
+
+
+async def test_written_memory_is_free_when_it_is_sent(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """A large part is let go of as soon as the kernel has it all."""
+    group = ring.register_buffer_ring(count=4, size=64)
+    async with Connection(ring, pair[0], group) as connection:
+        part = b"x" * 1000
+        before = sys.getrefcount(part)
+        connection.write(part)
+        assert sys.getrefcount(part) == before + 1
+        await connection.send()
+        assert sys.getrefcount(part) == before
+
+
+async def test_a_lent_buffer_is_handed_over(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """Writing a received chunk ends its lease, and its buffer returns to the group when it is sent."""
+    group = ring.register_buffer_ring(count=4, size=64)
+    async with Connection(ring, pair[0], group) as connection:
+        pair[1].send(b"hello")
+        chunk = await connection.receive()
+        connection.write(chunk)
+        with pytest.raises(ValueError, match="released already"):
+            chunk.view
+        with pytest.raises(ValueError, match="released already"):
+            connection.write(chunk)
+        assert group.statistics().in_use == 1
+        await connection.send()
+        assert group.statistics().in_use == 0
+        assert await receive_all(pair[1], 5) == b"hello"
+
+
+async def test_a_chunk_with_views_is_refused(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """A chunk whose slice is alive cannot be handed over; nothing is queued, and the lease goes on."""
+    group = ring.register_buffer_ring(count=4, size=64)
+    async with Connection(ring, pair[0], group) as connection:
+        pair[1].send(b"hello")
+        with await connection.receive() as chunk:
+            piece = chunk.view[1:3]
+            with pytest.raises(BufferError, match="slice"):
+                connection.write(chunk)
+            assert bytes(piece) == b"el"
+            piece.release()
+            del piece
+        assert connection.statistics().to_send == 0
+
+
+async def test_a_buffer_of_another_group(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """Leases that are not of the connection's group are sent, and go home, as well."""
+    group, other = (ring.register_buffer_ring(count=2, size=64) for _ in range(2))
+    left, right = socket.socketpair()
+    with left, right, ring.register_buffers(count=1, size=16) as table:
+        right.send(b"from another ")
+        chunk = await ring.recv(left, other)
+        fixed = await table.acquire()
+        fixed.view[:] = b"and a registered"
+        async with Connection(ring, pair[0], group) as connection:
+            connection.write(chunk)
+            connection.write(fixed)
+            await connection.send()
+            assert await receive_all(pair[1], 29) == b"from another and a registered"
+            assert other.statistics().in_use == 0
+            assert table.statistics().in_use == 0
+
+
+async def test_a_peer_that_is_gone(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """A send that fails is what every later write and drain raises; queued buffers go back."""
+    group = ring.register_buffer_ring(count=4, size=64)
+    async with Connection(ring, pair[0], group) as connection:
+        pair[1].send(b"hello")
+        chunk = await connection.receive()
+        pair[1].close()
+        with pytest.raises(BrokenPipeError):
+            await connection.send(b"to nobody")
+        with pytest.raises(BrokenPipeError):
+            connection.write(b"more")
+        with pytest.raises(BrokenPipeError):
+            connection.write(chunk)
+        with pytest.raises(BrokenPipeError):
+            await connection.drain()
+        assert group.statistics().in_use == 0
+
+
+async def test_cancelled_send_is_still_sent(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """Cancelling the wait takes nothing back."""
+    pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    group = ring.register_buffer_ring(count=4, size=64)
+    async with Connection(ring, pair[0], group) as connection:
+        task = asyncio.ensure_future(connection.send(b"x" * 100_000))
+        await ring.nop()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        connection.write(b"end")
+        assert await receive_all(pair[1], 100_003) == b"x" * 100_000 + b"end"
+
+
+async def test_more_senders_than_the_queue_has_entries(new_ring: RingFactory) -> None:
+    """Senders that find the submission queue full are served by the next rounds."""
+    ring = await new_ring(entries=4)
+    group = ring.register_buffer_ring(count=4, size=64)
+    pairs = [socket.socketpair() for _ in range(50)]
+    connections = [Connection(ring, left, group) for left, _ in pairs]
+    for number, connection in enumerate(connections):
+        connection.write(b"to %d" % number)
+    await asyncio.gather(*(connection.send() for connection in connections))
+    for number, (_, right) in enumerate(pairs):
+        assert right.recv(100) == b"to %d" % number
+        right.close()
+    for connection in connections:
+        await connection.aclose()
+    assert not gc.garbage
