@@ -4,9 +4,9 @@
     python examples/echo_server.py --loop uvloop
     python examples/echo_server.py --check          # drives 64 connections through it and compares every byte
 
-A waiting connection holds no buffer: the kernel picks one when data is there.  A connection holds its buffer
+A waiting connection holds no buffer: the kernel picks one when data is there.  A connection holds buffers
 while the peer takes the echo, though, so peers that never read can together hold them all.  A server for
-strangers would bound that, with `asyncio.timeout()` around the send.
+strangers would bound that, with `asyncio.timeout()` around the drain.
 
 Exit codes: 0, or 1 if the check or the network failed, 2 for wrong options or no io_uring, 130 after Ctrl-C.
 """
@@ -29,15 +29,15 @@ from concurrent.futures import ProcessPoolExecutor
 import aiouring
 
 
-async def echo(ring: aiouring.AsyncRing, pool: aiouring.BufferRing, connection: socket.socket) -> None:
+async def echo(ring: aiouring.AsyncRing, pool: aiouring.BufferRing, sock: socket.socket) -> None:
     """Send back whatever one peer sends, until it has nothing more to say."""
-    with connection:
-        try:
-            while chunk := await ring.recv(connection, pool):
-                with chunk:
-                    await ring.send_all(connection, chunk)
-        except OSError as error:  # reset, gone, unreachable: that ends this connection and no other
-            print(f"a connection was lost: {error}", file=sys.stderr)
+    try:
+        async with aiouring.Connection(ring, sock, pool) as connection:
+            async for chunk in connection:
+                connection.write(chunk)  # hands the buffer over: it goes back to the pool when it is sent
+                await connection.drain()
+    except OSError as error:  # reset, gone, unreachable: that ends this connection and no other
+        print(f"a connection was lost: {error}", file=sys.stderr)
 
 
 async def serve(ring: aiouring.AsyncRing, pool: aiouring.BufferRing, listener: socket.socket) -> None:
