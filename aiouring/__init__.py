@@ -1,6 +1,6 @@
 """Linux io_uring for Python's asyncio: files, sockets, registered buffers and buffer rings as awaitables."""
 
-from aiouring._abi import CompletionFlags, Features, Opcode, SetupFlags
+from aiouring._abi import CompletionFlags, Features, Opcode, Registration, SetupFlags, SubmissionFlags
 from aiouring._async_ring import AsyncRing, RingStatistics
 from aiouring._buffer_ring import BufferRing, BufferRingStatistics, ProvidedBuffer
 from aiouring._connection import Connection, ConnectionStatistics
@@ -13,9 +13,11 @@ from aiouring._errors import (
     UnsupportedKernelError,
     WrongContextError,
 )
+from aiouring._memory_region import MemoryRegion
 from aiouring._probe import Probe, probe
 from aiouring._receive_stream import ReceiveStream
 from aiouring._registered_buffers import FixedBuffer, RegisteredBuffers, RegisteredBuffersStatistics
+from aiouring._restrictions import Restrictions
 from aiouring._ring import Completion
 from aiouring._synchronous_ring import Ring
 
@@ -33,18 +35,22 @@ __all__ = [
     "ConnectionStatistics",
     "Features",
     "FixedBuffer",
+    "MemoryRegion",
     "Opcode",
     "Probe",
     "ProvidedBuffer",
     "ReceiveStream",
     "RegisteredBuffers",
     "RegisteredBuffersStatistics",
+    "Registration",
     "ResourceBusyError",
+    "Restrictions",
     "Ring",
     "RingClosedError",
     "RingStatistics",
     "RingUnavailableError",
     "SetupFlags",
+    "SubmissionFlags",
     "UnsupportedKernelError",
     "WrongContextError",
     "probe",

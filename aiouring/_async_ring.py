@@ -18,6 +18,7 @@ from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._file_verbs import FileVerbs
 from aiouring._registration_verbs import RegistrationVerbs
 from aiouring._request import Close, Request, Timeout
+from aiouring._restrictions import Restrictions
 from aiouring._ring import MAX_ENTRIES, CoreRing, check_size
 from aiouring._setup import TaskRun
 from aiouring._socket_verbs import SocketVerbs
@@ -56,6 +57,8 @@ class AsyncRing(RegistrationVerbs, FileVerbs, SocketVerbs):
         cancel_timeout: seconds that a cancelled await waits for a request which the kernel will not stop.
             After that the request goes on alone and keeps its memory: do not reuse a buffer that it fills.
         close_timeout: seconds that closing waits for such requests, before it keeps their memory for ever.
+        restrictions: what the ring allows, see `Restrictions`; True is `Restrictions.default()`, all that this class
+            needs.  Since Linux 5.10.
 
     Raises:
         RingUnavailableError: io_uring is blocked here; the text says by what.  See `probe()`.
@@ -73,6 +76,7 @@ class AsyncRing(RegistrationVerbs, FileVerbs, SocketVerbs):
         task_run: TaskRun | None = None,
         cancel_timeout: float = 5.0,
         close_timeout: float = 5.0,
+        restrictions: Restrictions | bool | None = None,
     ) -> None:
         self._driver: Driver | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -81,7 +85,15 @@ class AsyncRing(RegistrationVerbs, FileVerbs, SocketVerbs):
         self._cancel_timeout = cancel_timeout
         self._close_timeout = close_timeout
         check_size("entries", entries, MAX_ENTRIES)
-        self._ring = CoreRing(entries, cq_entries=max(cq_entries, entries), task_run=task_run, disabled=True)
+        if isinstance(restrictions, Restrictions):
+            restrictions.check_enough_for_async()
+        self._ring = CoreRing(
+            entries,
+            cq_entries=max(cq_entries, entries),
+            task_run=task_run,
+            disabled=True,
+            restrictions=restrictions,
+        )
 
     # ---- life ----------------------------------------------------------------------------------
 

@@ -194,7 +194,7 @@ class Driver(Turns):
             request.let_go()
             if self.closing and number == errno.ECANCELED:
                 raise RingClosedError("the ring was closed while this was in flight")
-            raise kernel_error(number)
+            raise self.ring.request_error(number, arguments[0], arguments[-1])
         if number == errno.EAGAIN:
             with self._between_tries(request):
                 identity = identify(request.fd)

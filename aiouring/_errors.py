@@ -7,6 +7,7 @@ of ours is an `AssertionError`.
 
 import errno
 import os
+from collections.abc import Callable
 from typing import Any
 
 from aiouring._uring import lib
@@ -40,7 +41,11 @@ class ResourceBusyError(AioUringError, RuntimeError):
     """Somebody, a task or the kernel, is still using what was to be used or released."""
 
 
-_RULES: dict[int, tuple[type[Exception], str]] = {
+def _forbidden(text: str) -> PermissionError:
+    return PermissionError(errno.EACCES, text)
+
+
+_RULES: dict[int, tuple[Callable[[str], Exception], str]] = {
     lib.AU_CLOSED: (RingClosedError, "the ring (or the buffers on it) has been closed"),
     lib.AU_FORKED: (
         WrongContextError,
@@ -66,6 +71,10 @@ _RULES: dict[int, tuple[type[Exception], str]] = {
         ValueError,
         "descriptor {fd} is an io_uring itself: a request on it would never complete",
     ),
+    lib.AU_FORBIDDEN: (
+        _forbidden,
+        "{doing}: the restrictions that this ring was made with do not allow it: list it in their `registrations`",
+    ),
 }
 
 
@@ -74,7 +83,7 @@ def failure(code: int, doing: str = "", **numbers: Any) -> Exception:
     assert code < 0, code
     if code in _RULES:
         kind, text = _RULES[code]
-        return kind(text.format_map(_Numbers(numbers)))
+        return kind(text.format_map(_Numbers(numbers, doing=doing)))
     return kernel_error(-code, doing)
 
 
@@ -84,6 +93,11 @@ def kernel_error(number: int, doing: str = "") -> OSError:
     if number == errno.EBADR:
         text = "the kernel lost completions: the ring cannot be trusted any more"
     return OSError(number, f"{doing}: {text}" if doing else text)
+
+
+def unsupported(what: str, since: str) -> UnsupportedKernelError:
+    """The exception for something that a later kernel has; `since` is its version."""
+    return UnsupportedKernelError(f"{what}: needs Linux {since} or later, and this is {os.uname().release}")
 
 
 class _Numbers(dict[str, Any]):

@@ -1,8 +1,9 @@
 """Owns the verbs that register things with the kernel: buffers and buffer rings."""
 
 from aiouring._buffer_ring import BufferRing, OnEmpty
+from aiouring._memory_region import MemoryRegion
 from aiouring._registered_buffers import RegisteredBuffers
-from aiouring._verbs import Verbs
+from aiouring._verbs import Bytes, Verbs
 
 
 class RegistrationVerbs(Verbs):
@@ -32,3 +33,18 @@ class RegistrationVerbs(Verbs):
         driver = self._driver or self._bound()
         driver.check()
         return driver.registry.register_buffer_ring(driver.ring, count=count, size=size, on_empty=on_empty)
+
+    def register_region(self, size: int | None = None, *, memory: Bytes = None) -> MemoryRegion:
+        """Share memory with the kernel for the life of the ring: `size` bytes that it allocates, or the caller's.
+
+        Either way whole pages.  Wait arguments, which only `Ring.wait()` uses, are on `Ring.register_region()`.
+
+        Raises:
+            ResourceBusyError: this ring has a region already.
+            UnsupportedKernelError: the kernel has no regions.
+
+        Since Linux 6.13.  See io_uring_register_region(3).
+        """
+        driver = self._driver or self._bound()
+        driver.check()
+        return driver.registry.register_region(driver.ring, size=size, memory=memory)

@@ -1,11 +1,12 @@
 """Owns `Registry`: what one ring has registered with the kernel, and the end of all of it."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiouring._buffer_ring import BufferRing, OnEmpty
 from aiouring._errors import ResourceBusyError
+from aiouring._memory_region import MemoryRegion
 from aiouring._registered_buffers import RegisteredBuffers
-from aiouring._uring import lib
+from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
     from aiouring._line import Attendant
@@ -21,6 +22,7 @@ class Registry:
     def __init__(self, attendant: "Attendant") -> None:
         self._attendant = attendant
         self.buffers: RegisteredBuffers | None = None
+        self.region: MemoryRegion | None = None
         self.groups: dict[int, BufferRing] = {}  # by group id; this very object for the life of the ring
 
     def register_buffers(self, ring: "CoreRing", *, count: int, size: int) -> RegisteredBuffers:
@@ -43,6 +45,22 @@ class Registry:
         self.groups[group_id] = group
         return group
 
+    def register_region(
+        self, ring: "CoreRing", *, size: int | None, memory: Any, wait_argument: bool = False
+    ) -> MemoryRegion:
+        """See `Ring.register_region()`."""
+        if self.region is not None:
+            raise ResourceBusyError("this ring has a region already: a ring has one, and keeps it until it is closed")
+        region = MemoryRegion(ring, size, memory, wait_argument=wait_argument)
+        self.region = region  # before the kernel has it: its memory must not die while the ring is open
+        try:
+            region.register()
+        except BaseException:
+            if ring.raw.region == ffi.NULL:
+                self.region = None
+            raise
+        return region
+
     def dismiss(self, error: Exception) -> None:
         """Whoever waits in a line of a registration gets `error`."""
         if self.buffers is not None:
@@ -61,3 +79,4 @@ class Registry:
         """The ring is closed: leave what was registered to those who still use its memory."""
         self.groups.clear()
         self.buffers = None
+        self.region = None

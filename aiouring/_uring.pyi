@@ -11,7 +11,9 @@ CStruct: TypeAlias = Any
 class CRing:
     fd: int
     event_fd: int
+    signal_fd: int
     state: int
+    restricted: int
     setup_flags: int
     features: int
     sq_entries: int
@@ -26,6 +28,8 @@ class CRing:
     overflow_flushes: int
     submit_errors: int
     sends_in_flight: int
+    region: Any
+    wait_slots: int
 
 class CBuffers:
     count: int
@@ -54,6 +58,7 @@ class CSender:
     failure: int
 
 class _FFI:
+    CData: type
     NULL: Any
     def gc(self, pointer: Any, destructor: Callable[[Any], None]) -> Any: ...
     def new(self, kind: str, initial: object = ...) -> Any: ...
@@ -81,12 +86,21 @@ class _Lib:
     def au_ring_enable(self, ring: CRing, /) -> int: ...
     def au_ring_check(self, ring: CRing, /) -> int: ...
     def au_ring_open_eventfd(self, ring: CRing, /) -> int: ...
+    def au_ring_use_eventfd(self, ring: CRing, fd: int, /) -> int: ...
     def au_ring_close_eventfd(self, ring: CRing, /) -> int: ...
+    def au_ring_silence(self, ring: CRing, silent: int, /) -> int: ...
+    def au_ring_silenced(self, ring: CRing, /) -> int: ...
+    def au_ring_restrict(self, ring: CRing, restrictions: CStruct, count: int, /) -> int: ...
+    def au_ring_register_region(self, ring: CRing, memory: CMemory, size: int, wait_arguments: int, /) -> int: ...
+    def au_region_forget(self, ring: CRing, memory: CMemory, size: int, /) -> None: ...
+    def au_ring_set_wait(self, ring: CRing, slot: int, time_ns: int, min_wait_usec: int, /) -> int: ...
+    def au_ring_withdraw(self, ring: CRing, user_data: Any, /) -> int: ...
     def au_ring_register(self, ring: CRing, opcode: int, argument: CStruct, count: int, /) -> int: ...
     def au_ring_unsubmitted(self, ring: CRing, /) -> int: ...
     def au_ring_disarm(self, ring: CRing, user_data: int, /) -> int: ...
     def au_ring_turn(self, ring: CRing, woken: int, /) -> int: ...
-    def au_ring_wait(self, ring: CRing, min_complete: int, timeout_ns: int, /) -> int: ...
+    def au_ring_wait(self, ring: CRing, min_complete: int, time_ns: int, min_wait_usec: int, flags: int, /) -> int: ...
+    def au_ring_wait_slot(self, ring: CRing, min_complete: int, slot: int, flags: int, /) -> int: ...
     def au_ring_close(self, ring: CRing, /) -> int: ...
     def au_prepare(
         self,
@@ -257,8 +271,13 @@ class _Lib:
     AU_FEAT_MIN_TIMEOUT: Final[int]
     AU_FEAT_RW_ATTR: Final[int]
     AU_FEAT_NO_IOWAIT: Final[int]
+    AU_SQE_FIXED_FILE: Final[int]
+    AU_SQE_IO_DRAIN: Final[int]
+    AU_SQE_IO_LINK: Final[int]
+    AU_SQE_IO_HARDLINK: Final[int]
     AU_SQE_ASYNC: Final[int]
     AU_SQE_BUFFER_SELECT: Final[int]
+    AU_SQE_CQE_SKIP_SUCCESS: Final[int]
     AU_CQE_F_BUFFER: Final[int]
     AU_CQE_F_MORE: Final[int]
     AU_CQE_F_SOCK_NONEMPTY: Final[int]
@@ -272,17 +291,39 @@ class _Lib:
     AU_FSYNC_DATASYNC: Final[int]
     AU_SQ_CQ_OVERFLOW: Final[int]
     AU_SQ_TASKRUN: Final[int]
+    AU_CQ_EVENTFD_DISABLED: Final[int]
     AU_ENTER_GETEVENTS: Final[int]
     AU_ENTER_EXT_ARG: Final[int]
+    AU_ENTER_ABS_TIMER: Final[int]
+    AU_ENTER_EXT_ARG_REG: Final[int]
     AU_REGISTER_BUFFERS: Final[int]
     AU_UNREGISTER_BUFFERS: Final[int]
+    AU_REGISTER_FILES: Final[int]
+    AU_UNREGISTER_FILES: Final[int]
     AU_REGISTER_EVENTFD: Final[int]
     AU_UNREGISTER_EVENTFD: Final[int]
+    AU_REGISTER_FILES_UPDATE: Final[int]
     AU_REGISTER_PROBE: Final[int]
+    AU_REGISTER_RESTRICTIONS: Final[int]
     AU_REGISTER_ENABLE_RINGS: Final[int]
+    AU_REGISTER_FILES2: Final[int]
+    AU_REGISTER_FILES_UPDATE2: Final[int]
+    AU_REGISTER_BUFFERS2: Final[int]
+    AU_REGISTER_BUFFERS_UPDATE: Final[int]
     AU_REGISTER_PBUF_RING: Final[int]
     AU_UNREGISTER_PBUF_RING: Final[int]
+    AU_REGISTER_FILE_ALLOC_RANGE: Final[int]
     AU_REGISTER_PBUF_STATUS: Final[int]
+    AU_REGISTER_CLOCK: Final[int]
+    AU_REGISTER_CLONE_BUFFERS: Final[int]
+    AU_REGISTER_MEM_REGION: Final[int]
+    AU_MEM_REGION_TYPE_USER: Final[int]
+    AU_MEM_REGION_REG_WAIT_ARG: Final[int]
+    AU_REG_WAIT_TS: Final[int]
+    AU_RESTRICTION_REGISTER_OP: Final[int]
+    AU_RESTRICTION_SQE_OP: Final[int]
+    AU_RESTRICTION_SQE_FLAGS_ALLOWED: Final[int]
+    AU_RESTRICTION_SQE_FLAGS_REQUIRED: Final[int]
     AU_MAX_TRANSFER: Final[int]
     AU_MAX_BUFFERS: Final[int]
     AU_MAX_BUFFER_BYTES: Final[int]
@@ -298,10 +339,12 @@ class _Lib:
     AU_BAD_INDEX: Final[int]
     AU_NOT_LENT: Final[int]
     AU_RING_FD: Final[int]
+    AU_FORBIDDEN: Final[int]
     AU_AGAIN: Final[int]
     AU_EVENTS_MAX: Final[int]
     AU_GUARD_FD: Final[int]
     AU_SLOTS_AT_ONCE: Final[int]
+    AU_RING_ENABLED: Final[int]
 
 ffi: _FFI
 lib: _Lib

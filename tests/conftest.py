@@ -31,6 +31,7 @@ from aiouring._driver import GRAVEYARD, LIVE
 
 DEADLINE_SECONDS = 60
 PROFILES = ("coop", "defer")
+RESTRICTED = bool(os.environ.get("AIOURING_RESTRICTED"))  # every ring of `new_ring` has the default restrictions
 
 RingFactory = Callable[..., Any]
 
@@ -56,7 +57,8 @@ def pytest_report_header(config: pytest.Config) -> str:
     """One line on the kernel and loops under test."""
     found = config.stash[_FOUND]
     state = "available" if found else f"NOT AVAILABLE: {found.reason}"
-    return f"io_uring: {state}; Linux {found.kernel}; uvloop {version('uvloop')}"
+    rings = "; rings restricted to the default set" if RESTRICTED else ""
+    return f"io_uring: {state}; Linux {found.kernel}; uvloop {version('uvloop')}{rings}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -206,6 +208,8 @@ async def new_ring(profile: str) -> AsyncIterator[RingFactory]:
 
         async def make(*arguments: Any, **options: Any) -> aiouring.AsyncRing:
             options.setdefault("task_run", profile)
+            if RESTRICTED:
+                options.setdefault("restrictions", True)
             ring = await stack.enter_async_context(aiouring.AsyncRing(*arguments, **options))
             made.append(ring)
             return ring

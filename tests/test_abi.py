@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import aiouring
-from aiouring import CompletionFlags, Features, Opcode, SetupFlags
+from aiouring import CompletionFlags, Features, Opcode, Registration, SetupFlags, SubmissionFlags
 from aiouring._uring import ffi, lib
 
 pytestmark = pytest.mark.needs_no_ring
@@ -21,6 +21,7 @@ FACES: list[tuple[type[enum.IntEnum] | type[enum.IntFlag], str]] = [
     (SetupFlags, "AU_SETUP_"),
     (Features, "AU_FEAT_"),
     (CompletionFlags, "AU_CQE_F_"),
+    (SubmissionFlags, "AU_SQE_"),
 ]
 
 
@@ -48,6 +49,13 @@ def test_every_constant_of_the_header_has_its_member(
     """No constant of the ABI header was left out of its enum, or of the compiled module."""
     named = {name.removeprefix(prefix) for name in header_constants() if name.startswith(prefix)}
     assert named == set(face.__members__)
+
+
+def test_registrations_take_their_values_from_c() -> None:
+    """Each registration opcode of the ABI header has its member, by the kernel's name."""
+    named = {name.removeprefix("AU_") for name in header_constants() if re.match(r"AU_(UN)?REGISTER_", name)}
+    assert named == set(Registration.__members__)
+    assert all(member.value == getattr(lib, f"AU_{name}") for name, member in Registration.__members__.items())
 
 
 def test_opcodes_are_gapless() -> None:

@@ -1,12 +1,13 @@
 """Tests of the exceptions: their types, and the sentences that explain a broken rule."""
 
 import errno
+import os
 
 import pytest
 
 import aiouring
 from aiouring import _errors
-from aiouring._errors import failure, kernel_error
+from aiouring._errors import failure, kernel_error, unsupported
 from aiouring._uring import lib
 
 pytestmark = pytest.mark.needs_no_ring
@@ -22,6 +23,7 @@ RULES = [
     (lib.AU_BAD_INDEX, ValueError, "index 3"),
     (lib.AU_NOT_LENT, ValueError, "buffer 3 is not lent"),
     (lib.AU_RING_FD, ValueError, "descriptor 5 is an io_uring itself"),
+    (lib.AU_FORBIDDEN, PermissionError, "filling: the restrictions that this ring was made with"),
 ]
 NUMBERS = {"start": 2, "length": 9, "capacity": 8, "offset": -7, "index": 3, "fd": 5}
 
@@ -42,6 +44,13 @@ def test_every_rule_is_tested() -> None:
 def test_a_number_that_is_not_known(code: int) -> None:
     """A sentence whose numbers nobody gave has question marks, not a KeyError."""
     assert "{" not in str(failure(code))
+
+
+def test_what_a_later_kernel_has() -> None:
+    """A feature that is not here names the version that has it, and the one that is running."""
+    error = unsupported("flying", "9.1")
+    assert type(error) is aiouring.UnsupportedKernelError
+    assert str(error) == f"flying: needs Linux 9.1 or later, and this is {os.uname().release}"
 
 
 def test_rules_are_no_errnos() -> None:

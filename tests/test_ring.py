@@ -183,7 +183,7 @@ def test_m1_m2_reaching_outside(ring: Ring, pipe: tuple[int, int], options: dict
 
 
 @pytest.mark.parametrize("options", [{"length": -1}, {"length": 2**32}, {"offset": 2**63}, {"user_data": -1}])
-def test_m1_numbers_that_do_not_fit(ring: Ring, options: dict[str, int]) -> None:
+def test_m1_numbers_that_do_not_fit(ring: Ring, options: dict[str, Any]) -> None:
     """A number that the kernel's field cannot hold is a ValueError."""
     with pytest.raises(ValueError):
         ring.prepare(Opcode.NOP, **({"user_data": 1} | options))

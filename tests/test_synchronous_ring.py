@@ -1,16 +1,19 @@
 """Tests of Ring without an event loop: registered buffers and buffer rings by hand."""
 
 import errno
+import gc
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import aiouring
-from aiouring import Opcode, Ring
+from aiouring import Opcode, Ring, SubmissionFlags, _synchronous_ring
 from aiouring._setup import TaskRun
+from aiouring._uring import ffi, lib
 
 
 @pytest.fixture
@@ -112,3 +115,224 @@ def test_closing_unregisters(ring: Ring) -> None:
         buffers.try_acquire()
     group.unregister()
     assert not group.registered
+
+
+# ---- what the ring holds, hands over, and closes ---------------------------------------------------
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """A pipe, its reading end first."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def test_python_buffers(ring: Ring, pipe: tuple[int, int]) -> None:
+    """Any buffer of Python's will do: bytes to write, a bytearray or a slice of one to read into."""
+    memory = bytearray(8)
+    ring.prepare_memory(Opcode.WRITE, b"hello", user_data=1, fd=pipe[1])
+    ring.prepare_memory(Opcode.READ, memoryview(memory)[1:7], user_data=2, fd=pipe[0])
+    assert sorted(ring.wait(2)) == [(1, 5, 0), (2, 5, 0)]
+    assert memory == b"\0hello\0\0"
+
+
+def test_m3_what_cannot_be_read_into(ring: Ring, pipe: tuple[int, int]) -> None:
+    """Memory that cannot be written is refused, and nothing is in flight."""
+    for memory, kind in ((b"bytes", BufferError), ("text", TypeError), (5, TypeError)):
+        with pytest.raises(kind):
+            ring.prepare_memory(Opcode.READ, memory, user_data=1, fd=pipe[0])
+    with pytest.raises(TypeError, match="must be an array"):
+        ring.prepare_memory(Opcode.READ, ffi.cast("char *", 4096), user_data=1, fd=pipe[0])
+    assert ring.in_flight == 0
+    assert ring.submit() == []
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        lambda ring: ring.prepare(Opcode.READ, user_data=1, fd=0, address=4096, length=8),
+        lambda ring: ring.prepare(Opcode.CONNECT, user_data=1, fd=0, address=4096),
+        lambda ring: ring.prepare(Opcode.STATX, user_data=1, fd=0, offset=4096),
+        lambda ring: ring.prepare(Opcode.WAITID, user_data=1, offset=4096),
+        lambda ring: ring.prepare(200, user_data=1, address=1),
+        lambda ring: ring.prepare_memory(Opcode.READV, bytearray(16), user_data=1, fd=0),
+        lambda ring: ring.prepare_memory(Opcode.TIMEOUT, bytearray(1), user_data=1, fd=-1),
+        lambda ring: ring.prepare(Opcode.NOP, user_data=1, flags=SubmissionFlags.BUFFER_SELECT),
+        lambda ring: ring.prepare(Opcode.NOP, user_data=1, op_flags=2**32),
+    ],
+)
+def test_no_wild_address(ring: Ring, prepare: Callable[[Ring], None]) -> None:
+    """A number that the kernel would take for an address is refused before anything is filled."""
+    with pytest.raises(ValueError):
+        prepare(ring)
+    assert (ring.in_flight, lib.au_ring_unsubmitted(ring.raw)) == (0, 0)
+
+
+def test_b5_the_ring_holds_the_memory(ring: Ring, pipe: tuple[int, int]) -> None:
+    """Memory is held from prepare until the final completion is handed over, and not longer."""
+    memory = bytearray(8)
+    ring.prepare_memory(Opcode.READ, memory, user_data=1, fd=pipe[0])
+    for _ in range(2):
+        with pytest.raises(BufferError):
+            memory.append(0)
+        ring.submit()
+    os.write(pipe[1], b"!")
+    assert ring.wait() == [(1, 1, 0)]
+    memory.append(0)
+    assert ring.in_flight == 0
+
+
+def test_a9_numbers_in_flight_are_not_given_twice(ring: Ring, pipe: tuple[int, int]) -> None:
+    """Two requests in flight cannot have one number; after the completion it is free again."""
+    memory = bytearray(1)
+    ring.prepare_memory(Opcode.READ, memory, user_data=1, fd=pipe[0])
+    with pytest.raises(aiouring.ResourceBusyError, match="user_data=1 is in flight"):
+        ring.prepare(Opcode.NOP, user_data=1)
+    with pytest.raises(aiouring.ResourceBusyError, match="user_data=1 is in flight"):
+        ring.prepare_memory(Opcode.READ, memory, user_data=1, fd=pipe[0])
+    assert ring.in_flight == 1
+    os.write(pipe[1], b"!")
+    assert ring.wait() == [(1, 1, 0)]
+    ring.prepare(Opcode.NOP, user_data=1)
+    assert ring.wait() == [(1, 0, 0)]
+
+
+def test_drain_yields_everything(profile: TaskRun) -> None:
+    """drain() yields all that has completed, beyond what one submit() hands over, and ends."""
+    with Ring(2048, cq_entries=2048, task_run=profile) as ring:
+        for number in range(1500):
+            ring.prepare(Opcode.NOP, user_data=number)
+        assert [completion.user_data for completion in ring.drain()] == list(range(1500))
+        assert list(ring.drain()) == []
+
+
+def test_drain_after_an_overflow(ring: Ring, pipe: tuple[int, int]) -> None:
+    """What overflowed the completion queue is drained, too."""
+    for first in range(0, 64, 8):
+        for number in range(first, first + 8):
+            ring.prepare_memory(Opcode.READ, bytearray(1), user_data=number, fd=pipe[0])
+        assert ring.submit() == []
+    os.write(pipe[1], bytes(64))
+    found = list(ring.drain())
+    while len(found) < 64:
+        found += ring.wait(1, timeout=5)
+        found += ring.drain()
+    assert sorted(completion.user_data for completion in found) == list(range(64))
+
+
+def test_cancel(ring: Ring, pipe: tuple[int, int]) -> None:
+    """A cancelled request and its cancel both complete; there is nothing to cancel afterwards."""
+    ring.prepare_memory(Opcode.READ, bytearray(1), user_data=1, fd=pipe[0])
+    ring.prepare_cancel(1, user_data=2)
+    found = {completion.user_data: completion.result for completion in ring.wait(2, timeout=5)}
+    assert found == {1: -errno.ECANCELED, 2: 0}
+    ring.prepare_cancel(1, user_data=3)
+    assert ring.wait() == [(3, -errno.ENOENT, 0)]
+
+
+def test_chains(ring: Ring) -> None:
+    """A linked request whose predecessor fails is cancelled; one without a link runs."""
+    ring.prepare(Opcode.FSYNC, user_data=1, fd=-1, flags=SubmissionFlags.IO_LINK)
+    ring.prepare(Opcode.NOP, user_data=2)
+    ring.prepare(Opcode.NOP, user_data=3)
+    found = {completion.user_data: completion.result for completion in ring.wait(3)}
+    assert found == {1: -errno.EBADF, 2: -errno.ECANCELED, 3: 0}
+
+
+def test_b1_closing_stops_what_is_in_flight(profile: TaskRun, pipe: tuple[int, int]) -> None:
+    """Closing cancels and reaps: the memory is free, and what is written later stays in the pipe."""
+    memory = bytearray(8)
+    with Ring(8, cq_entries=16, task_run=profile) as ring:
+        for number in range(20):
+            ring.prepare_memory(Opcode.READ, memory, user_data=number, fd=pipe[0])
+            ring.submit()
+    assert ring.in_flight == 0
+    memory.append(0)
+    os.write(pipe[1], b"late")
+    assert memory == bytes(9)
+    assert os.read(pipe[0], 8) == b"late"
+
+
+def test_closing_takes_back_what_was_not_submitted(profile: TaskRun, pipe: tuple[int, int]) -> None:
+    """What was only prepared never happens, neither when the ring is closed nor after an exception."""
+    with pytest.raises(LookupError), Ring(8, cq_entries=16, task_run=profile) as ring:
+        ring.prepare_memory(Opcode.READ, bytearray(8), user_data=1, fd=pipe[0])
+        ring.submit()
+        ring.prepare_memory(Opcode.WRITE, b"never", user_data=2, fd=pipe[1])
+        raise LookupError
+    os.set_blocking(pipe[0], False)
+    with pytest.raises(BlockingIOError):
+        os.read(pipe[0], 8)
+
+
+def test_closing_a_ring_that_was_never_enabled(profile: TaskRun) -> None:
+    """A disabled ring with prepared requests closes: nothing was submitted."""
+    with Ring(8, cq_entries=16, task_run=profile, disabled=True) as ring:
+        ring.prepare(Opcode.NOP, user_data=1)
+    assert ring.closed
+
+
+def test_closing_with_a_full_queue(profile: TaskRun) -> None:
+    """More requests in flight than the queue has entries are all cancelled."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Ring(2, cq_entries=4, task_run=profile) as ring:
+        for number in range(30):
+            ring.prepare_memory(Opcode.RECV, bytearray(1), user_data=number, fd=ours.fileno(), offset=0)
+            ring.submit()
+        assert ring.in_flight == 30
+    assert ring.in_flight == 0
+
+
+def test_b4_dropped_with_requests_in_flight(profile: TaskRun, pipe: tuple[int, int]) -> None:
+    """A ring that is dropped with requests in flight warns, and keeps their memory for ever."""
+    ring = Ring(8, cq_entries=16, task_run=profile)
+    memory = bytearray(8)
+    ring.prepare_memory(Opcode.READ, memory, user_data=7, fd=pipe[0])
+    ring.submit()
+    before = len(_synchronous_ring.GRAVEYARD)
+    with pytest.warns(ResourceWarning, match=r"1 request\(s\) in flight.*\[7\]"):
+        del ring
+        gc.collect()
+    assert len(_synchronous_ring.GRAVEYARD) == before + 1
+    with pytest.raises(BufferError):
+        memory.append(0)
+    _synchronous_ring.GRAVEYARD.clear()
+
+
+def test_closing_in_another_thread(profile: TaskRun, pipe: tuple[int, int]) -> None:
+    """Another thread cannot stop the requests: it closes the ring, warns, and keeps their memory."""
+    ring = Ring(8, cq_entries=16, task_run=profile)
+    ring.prepare_memory(Opcode.READ, bytearray(8), user_data=7, fd=pipe[0])
+    ring.submit()
+    with ThreadPoolExecutor(1) as elsewhere, pytest.warns(ResourceWarning, match="in flight"):
+        elsewhere.submit(ring.close).result()
+    assert ring.closed
+    _synchronous_ring.GRAVEYARD.clear()
+
+
+def test_c5_closing_in_a_child(ring: Ring, pipe: tuple[int, int]) -> None:
+    """A child that closes its copy of the ring leaves the parent's requests alone."""
+    memory = bytearray(8)
+    ring.prepare_memory(Opcode.READ, memory, user_data=1, fd=pipe[0])
+    ring.submit()
+    child = os.fork()
+    if child == 0:
+        ring.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    os.write(pipe[1], b"!")
+    assert ring.wait() == [(1, 1, 0)]
+
+
+def test_withdraw(ring: Ring) -> None:
+    """Entries are taken back newest first, until the kernel has all the rest."""
+    number = ffi.new("uint64_t *")
+    assert lib.au_ring_withdraw(ring.raw, number) == 0
+    for user_data in (1, 2, 3):
+        assert lib.au_prepare(ring.raw, user_data, Opcode.NOP, -1, 0, 0, 0, 0, 0) == 0
+    assert lib.au_ring_withdraw(ring.raw, number) == 1
+    assert number[0] == 3
+    assert [completion.user_data for completion in ring.submit()] == [1, 2]
+    assert lib.au_ring_withdraw(ring.raw, number) == 0

@@ -16,8 +16,8 @@ PACKAGE = ROOT / "aiouring"
 #: The floors, lowest first; a module imports from its own floor and those below it.
 FLOORS = [
     ["_uring"],
-    ["_errors", "_abi", "_setup", "_ring", "_probe"],
-    ["_line", "_lease", "_registered_buffers", "_buffer_ring", "_registry"],
+    ["_errors", "_abi", "_setup", "_restrictions", "_ring", "_waits", "_features", "_probe"],
+    ["_line", "_lease", "_registered_buffers", "_buffer_ring", "_memory_region", "_registry"],
     ["_request", "_turns", "_multishot", "_sending", "_driver"],
     [
         "_address",

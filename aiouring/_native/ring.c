@@ -1,4 +1,4 @@
-/* A ring: its system calls, its process and thread, its mappings, its eventfd. */
+/* A ring: its process and thread, its mappings, its registrations. */
 #include "uring.h"
 
 int au_kernel_setup(unsigned entries, void *params)
@@ -46,9 +46,9 @@ static void after_fork_in_child(void)
     process_number++;
     for (au_ring *ring = live_rings; ring; ring = ring->next_live) {
         close(ring->fd);
-        if (ring->event_fd >= 0)
-            close(ring->event_fd);
-        ring->fd = ring->event_fd = -1;
+        close_eventfds(ring);
+        region_in_child(ring);
+        ring->fd = -1;
     }
     live_rings = NULL;
     pthread_mutex_unlock(&live_lock);
@@ -65,7 +65,7 @@ int au_ring_check(au_ring *ring)
         return AU_FORKED;
     if (ring->state == RING_CLOSED)
         return AU_CLOSED;
-    if (ring->state == RING_ENABLED && ring->thread != this_thread())
+    if (ring->state == AU_RING_ENABLED && ring->thread != this_thread())
         return AU_WRONG_THREAD;
     return 0;
 }
@@ -83,14 +83,14 @@ static void *map(int fd, size_t bytes, uint64_t offset)
 
 static void let_go(au_ring *ring)
 {
+    region_let_go(ring); /* its mapping would keep the ring's file open, and so the requests running */
     if (ring->ring_memory)
         munmap(ring->ring_memory, ring->ring_bytes);
     if (ring->sqes)
         munmap(ring->sqes, ring->sqes_bytes);
     if (ring->fd >= 0)
         close(ring->fd);
-    if (ring->event_fd >= 0)
-        close(ring->event_fd);
+    close_eventfds(ring);
     free(ring->guard_of);
     free(ring->sender_table);
     ring->guard_of = NULL;
@@ -99,7 +99,7 @@ static void let_go(au_ring *ring)
     ring->senders = NULL;
     ring->ring_memory = NULL;
     ring->sqes = NULL;
-    ring->fd = ring->event_fd = -1;
+    ring->fd = -1;
     ring->state = RING_CLOSED;
 }
 
@@ -121,6 +121,7 @@ static int map_queues(au_ring *ring, const struct au_params *params)
     ring->sq_flags = (uint32_t *)(memory + params->sq_off.flags);
     ring->cq_head = (uint32_t *)(memory + params->cq_off.head);
     ring->cq_tail = (uint32_t *)(memory + params->cq_off.tail);
+    ring->cq_flags = params->cq_off.flags ? (uint32_t *)(memory + params->cq_off.flags) : NULL; /* since Linux 5.8 */
     ring->cqes = (struct au_cqe *)(memory + params->cq_off.cqes);
     ring->sq_mask = params->sq_entries - 1;
     ring->cq_mask = params->cq_entries - 1;
@@ -137,7 +138,7 @@ int au_ring_setup(au_ring *ring, unsigned sq_entries, unsigned cq_entries, unsig
     struct au_params params = {.flags = flags, .cq_entries = cq_entries};
     if (ring->state != RING_CLOSED)
         return -EBUSY;
-    ring->fd = ring->event_fd = -1;
+    ring->fd = ring->event_fd = ring->signal_fd = -1;
     ring->process = process_number;
     pthread_mutex_lock(&live_lock); /* no fork between the descriptor and its place in the list */
     int rc = au_kernel.setup(sq_entries, &params);
@@ -168,13 +169,13 @@ int au_ring_setup(au_ring *ring, unsigned sq_entries, unsigned cq_entries, unsig
 int au_ring_enable(au_ring *ring)
 {
     int rc = au_ring_check(ring);
-    if (rc < 0 || ring->state == RING_ENABLED)
+    if (rc < 0 || ring->state == AU_RING_ENABLED)
         return rc;
     if (ring->setup_flags & AU_SETUP_R_DISABLED)
         rc = au_kernel.do_register(ring->fd, AU_REGISTER_ENABLE_RINGS, NULL, 0);
     if (rc == 0) {
         ring->thread = this_thread();
-        ring->state = RING_ENABLED;
+        ring->state = AU_RING_ENABLED;
     }
     return rc;
 }
@@ -198,37 +199,15 @@ int au_ring_close(au_ring *ring)
 int au_ring_register(au_ring *ring, unsigned opcode, void *argument, unsigned count)
 {
     int rc = au_ring_check(ring);
-    return rc < 0 ? rc : au_kernel.do_register(ring->fd, opcode, argument, count);
+    if (rc == 0)
+        rc = au_kernel.do_register(ring->fd, opcode, argument, count);
+    return rc == -EACCES && ring->restricted ? AU_FORBIDDEN : rc;
 }
 
-int au_ring_open_eventfd(au_ring *ring)
+/* Only what is listed is allowed once the ring is enabled.  Since Linux 5.10. */
+int au_ring_restrict(au_ring *ring, void *restrictions, unsigned count)
 {
-    int rc = au_ring_check(ring);
-    if (rc < 0)
-        return rc;
-    if (ring->event_fd >= 0)
-        return -EBUSY;
-    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (fd < 0)
-        return -errno;
-    rc = au_kernel.do_register(ring->fd, AU_REGISTER_EVENTFD, &fd, 1);
-    if (rc < 0) {
-        close(fd);
-        return rc;
-    }
-    ring->event_fd = fd;
-    return fd;
-}
-
-int au_ring_close_eventfd(au_ring *ring)
-{
-    int rc = au_ring_check(ring);
-    if (rc < 0)
-        return rc;
-    if (ring->event_fd < 0)
-        return -ENXIO;
-    rc = au_kernel.do_register(ring->fd, AU_UNREGISTER_EVENTFD, NULL, 0);
-    close(ring->event_fd);
-    ring->event_fd = -1;
+    int rc = au_ring_register(ring, AU_REGISTER_RESTRICTIONS, restrictions, count);
+    ring->restricted |= rc == 0;
     return rc;
 }

@@ -6,11 +6,6 @@ unsigned au_ring_unsubmitted(au_ring *ring)
     return ring->process == process_number && ring->sqes ? ring->filled - load(ring->sq_head) : 0;
 }
 
-static bool kernel_wants_us(const au_ring *ring)
-{
-    return (load(ring->sq_flags) & (AU_SQ_CQ_OVERFLOW | AU_SQ_TASKRUN)) != 0;
-}
-
 /* Submit what is filled and let the kernel run its deferred work; until all is taken or it refuses. */
 static int enter(au_ring *ring, unsigned min_complete, unsigned flags, const void *argument, size_t size)
 {
@@ -40,6 +35,20 @@ static int enter(au_ring *ring, unsigned min_complete, unsigned flags, const voi
         else if (++stalled == 3)
             return -EAGAIN;
     }
+}
+
+/* Take the entry that was filled last back, unless the kernel has it; returns whether there was one.  The kernel reads
+ * the queue within enter() only, so what it has not taken by then is ours. */
+int au_ring_withdraw(au_ring *ring, uint64_t *user_data)
+{
+    int rc = au_ring_check(ring);
+    if (rc < 0)
+        return rc;
+    if (ring->filled == load(ring->sq_head))
+        return 0;
+    *user_data = ring->sqes[--ring->filled & ring->sq_mask].user_data;
+    store(ring->sq_tail, ring->filled);
+    return 1;
 }
 
 static uint32_t drain(au_ring *ring)
@@ -79,7 +88,7 @@ int au_ring_turn(au_ring *ring, int woken)
     int rc = au_ring_check(ring);
     if (rc < 0)
         return rc;
-    if (ring->state != RING_ENABLED)
+    if (ring->state != AU_RING_ENABLED)
         return AU_DISABLED;
     ring->ready = 0;
     ring->wakeups += woken != 0;
@@ -109,24 +118,48 @@ int au_ring_turn(au_ring *ring, int woken)
     return (int)ring->ready | AU_AGAIN;
 }
 
-/* Submit, then block until `min_complete` completions are there or the time is over (-ETIME). */
-int au_ring_wait(au_ring *ring, unsigned min_complete, int64_t timeout_ns)
+static uint32_t ready_in(const au_ring *ring) { return load(ring->cq_tail) - *ring->cq_head; }
+
+/* Submit, then block; returns how many completions are there, which may be fewer than asked for: an enter() that
+ * submitted something, or found anything, does not say what ended its wait. */
+static int wait_with(au_ring *ring, unsigned min_complete, unsigned flags, const void *argument, size_t size)
 {
     int rc = au_ring_check(ring);
     if (rc < 0)
         return rc;
-    if (ring->state != RING_ENABLED)
+    if (ring->state != AU_RING_ENABLED)
         return AU_DISABLED;
-    if (load(ring->cq_tail) - *ring->cq_head >= min_complete && ring->filled == load(ring->sq_head))
-        return 0;
-    struct au_timespec time = {timeout_ns / 1000000000, timeout_ns % 1000000000};
-    struct au_getevents_arg argument = {.timespec = (uint64_t)(uintptr_t)&time};
-    if (timeout_ns < 0)
-        rc = enter(ring, min_complete, 0, NULL, 0);
-    else
-        rc = enter(ring, min_complete, AU_ENTER_EXT_ARG, &argument, sizeof argument);
-    /* An enter() that submitted something says so, even if a signal or the timeout ended its wait. */
-    if (rc == 0 && load(ring->cq_tail) - *ring->cq_head < min_complete)
-        return -EINTR;
-    return rc;
+    if (ready_in(ring) < min_complete || ring->filled != load(ring->sq_head))
+        rc = enter(ring, min_complete, flags, argument, size);
+    return rc < 0 ? rc : (int)ready_in(ring);
+}
+
+/* Wait by a registered argument, named by its offset: EXT_ARG_REG alone would be ignored, and wait for ever. */
+int au_ring_wait_slot(au_ring *ring, unsigned min_complete, uint32_t slot, unsigned flags)
+{
+    int rc = au_ring_check(ring);
+    if (rc < 0)
+        return rc;
+    if (slot >= ring->wait_slots)
+        return AU_BAD_INDEX;
+    const void *offset = (const void *)(slot * sizeof(struct au_reg_wait)); /* slots are few: bytes of a size_t */
+    flags = (flags & AU_ENTER_ABS_TIMER) | AU_ENTER_EXT_ARG | AU_ENTER_EXT_ARG_REG;
+    return wait_with(ring, min_complete, flags, offset, sizeof(struct au_reg_wait));
+}
+
+/* Submit, then block until `min_complete` completions are there, or `time_ns` is over (negative: no limit), or one
+ * completion is there after `min_wait_usec`.  `flags` may be AU_ENTER_ABS_TIMER. */
+int au_ring_wait(au_ring *ring, unsigned min_complete, int64_t time_ns, uint32_t min_wait_usec, unsigned flags)
+{
+    if (time_ns < 0 && !min_wait_usec)
+        return wait_with(ring, min_complete, 0, NULL, 0);
+    if (ring->wait_slots) {
+        int rc = au_ring_set_wait(ring, 0, time_ns, min_wait_usec);
+        return rc < 0 ? rc : au_ring_wait_slot(ring, min_complete, 0, flags);
+    }
+    struct au_timespec time = {time_ns / 1000000000, time_ns % 1000000000};
+    struct au_getevents_arg argument = {.min_wait_usec = min_wait_usec,
+                                        .timespec = time_ns < 0 ? 0 : (uint64_t)(uintptr_t)&time};
+    flags = (flags & AU_ENTER_ABS_TIMER) | AU_ENTER_EXT_ARG;
+    return wait_with(ring, min_complete, flags, &argument, sizeof argument);
 }

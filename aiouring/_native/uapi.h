@@ -106,6 +106,46 @@ struct au_timespec {
     int64_t nanoseconds;
 };
 
+/* The same from a registered region, named by its offset there.  Since Linux 6.13. */
+struct au_reg_wait {
+    struct au_timespec time;
+    uint32_t min_wait_usec;
+    uint32_t flags; /* AU_REG_WAIT_TS: `time` counts; without it there is no timeout */
+    uint64_t sigmask;
+    uint32_t sigmask_size;
+    uint32_t pad[3];
+    uint64_t pad2[2];
+};
+
+/* Memory shared with the kernel for whatever the flags of its registration say.  Since Linux 6.13. */
+struct au_region_desc {
+    uint64_t user_addr;
+    uint64_t size;
+    uint32_t flags;
+    uint32_t id;
+    uint64_t mmap_offset; /* written by the kernel where it allocates the memory */
+    uint64_t reserved[4];
+};
+
+struct au_mem_region_reg {
+    uint64_t region_uptr; /* struct au_region_desc */
+    uint64_t flags;
+    uint64_t reserved[2];
+};
+
+struct au_clock_register {
+    uint32_t clockid;
+    uint32_t reserved[3];
+};
+
+/* One thing that a restricted ring allows.  Since Linux 5.10. */
+struct au_restriction {
+    uint16_t opcode; /* AU_RESTRICTION_* */
+    uint8_t value;   /* a register opcode, an opcode, or AU_SQE_* flags */
+    uint8_t reserved;
+    uint32_t reserved2[3];
+};
+
 enum {
     AU_OP_NOP = 0,
     AU_OP_READV = 1,
@@ -206,8 +246,13 @@ enum {
 };
 
 enum {
-    AU_SQE_ASYNC = 1u << 4,
-    AU_SQE_BUFFER_SELECT = 1u << 5,
+    AU_SQE_FIXED_FILE = 1u << 0,
+    AU_SQE_IO_DRAIN = 1u << 1,         /* since Linux 5.2 */
+    AU_SQE_IO_LINK = 1u << 2,          /* since Linux 5.3 */
+    AU_SQE_IO_HARDLINK = 1u << 3,      /* since Linux 5.5 */
+    AU_SQE_ASYNC = 1u << 4,            /* since Linux 5.6 */
+    AU_SQE_BUFFER_SELECT = 1u << 5,    /* since Linux 5.7 */
+    AU_SQE_CQE_SKIP_SUCCESS = 1u << 6, /* since Linux 5.17 */
 };
 
 enum {
@@ -236,21 +281,49 @@ enum {
     AU_SQ_TASKRUN = 1u << 2,
 };
 
+/* In the completion queue's flags, written by us: do not signal the eventfd.  Since Linux 5.8. */
+enum { AU_CQ_EVENTFD_DISABLED = 1u << 0 };
+
 enum {
     AU_ENTER_GETEVENTS = 1u << 0,
-    AU_ENTER_EXT_ARG = 1u << 3,
+    AU_ENTER_EXT_ARG = 1u << 3,     /* since Linux 5.11 */
+    AU_ENTER_ABS_TIMER = 1u << 5,   /* since Linux 6.12 */
+    AU_ENTER_EXT_ARG_REG = 1u << 6, /* since Linux 6.13 */
 };
 
 enum {
     AU_REGISTER_BUFFERS = 0,
     AU_UNREGISTER_BUFFERS = 1,
+    AU_REGISTER_FILES = 2,
+    AU_UNREGISTER_FILES = 3,
     AU_REGISTER_EVENTFD = 4,
     AU_UNREGISTER_EVENTFD = 5,
+    AU_REGISTER_FILES_UPDATE = 6,
     AU_REGISTER_PROBE = 8,
-    AU_REGISTER_ENABLE_RINGS = 12,
-    AU_REGISTER_PBUF_RING = 22,
-    AU_UNREGISTER_PBUF_RING = 23,
-    AU_REGISTER_PBUF_STATUS = 26, /* since Linux 6.8 */
+    AU_REGISTER_RESTRICTIONS = 11,    /* since Linux 5.10 */
+    AU_REGISTER_ENABLE_RINGS = 12,    /* since Linux 5.10 */
+    AU_REGISTER_FILES2 = 13,          /* these four since Linux 5.13 */
+    AU_REGISTER_FILES_UPDATE2 = 14,
+    AU_REGISTER_BUFFERS2 = 15,
+    AU_REGISTER_BUFFERS_UPDATE = 16,
+    AU_REGISTER_PBUF_RING = 22,       /* since Linux 5.19 */
+    AU_UNREGISTER_PBUF_RING = 23,     /* since Linux 5.19 */
+    AU_REGISTER_FILE_ALLOC_RANGE = 25, /* since Linux 6.0 */
+    AU_REGISTER_PBUF_STATUS = 26,     /* since Linux 6.8 */
+    AU_REGISTER_CLOCK = 29,           /* since Linux 6.12 */
+    AU_REGISTER_CLONE_BUFFERS = 30,   /* since Linux 6.12 */
+    AU_REGISTER_MEM_REGION = 34,      /* since Linux 6.13 */
+};
+
+enum { AU_MEM_REGION_TYPE_USER = 1u << 0 };     /* in the description: the memory is ours */
+enum { AU_MEM_REGION_REG_WAIT_ARG = 1u << 0 };  /* in the registration: it holds au_reg_wait */
+enum { AU_REG_WAIT_TS = 1u << 0 };
+
+enum {
+    AU_RESTRICTION_REGISTER_OP = 0,
+    AU_RESTRICTION_SQE_OP = 1,
+    AU_RESTRICTION_SQE_FLAGS_ALLOWED = 2,
+    AU_RESTRICTION_SQE_FLAGS_REQUIRED = 3,
 };
 
 #define AU_OFF_SQ_RING 0ULL
@@ -278,6 +351,15 @@ _Static_assert(sizeof(struct au_probe_op) == 8, "au_probe_op");
 _Static_assert(sizeof(struct au_probe) == 16 + 256 * 8, "au_probe");
 _Static_assert(sizeof(struct au_getevents_arg) == 24, "au_getevents_arg");
 _Static_assert(sizeof(struct au_timespec) == 16, "au_timespec");
+_Static_assert(sizeof(struct au_reg_wait) == 64, "au_reg_wait");
+_Static_assert(sizeof(struct au_region_desc) == 64, "au_region_desc");
+_Static_assert(sizeof(struct au_mem_region_reg) == 32, "au_mem_region_reg");
+_Static_assert(sizeof(struct au_clock_register) == 16, "au_clock_register");
+_Static_assert(sizeof(struct au_restriction) == 16, "au_restriction");
+AU_ASSERT_OFFSET(au_reg_wait, min_wait_usec, 16);
+AU_ASSERT_OFFSET(au_reg_wait, sigmask, 24);
+AU_ASSERT_OFFSET(au_region_desc, mmap_offset, 24);
+AU_ASSERT_OFFSET(au_restriction, value, 2);
 AU_ASSERT_OFFSET(au_sqe, off, 8);
 AU_ASSERT_OFFSET(au_sqe, addr, 16);
 AU_ASSERT_OFFSET(au_sqe, len, 24);

@@ -34,6 +34,8 @@
  * Functions return 0 or a count, a negative errno from the kernel, or a negative enum au_rule.
  */
 #include "ring.c"
+#include "eventfd.c"
+#include "region.c"
 #include "entries.c"
 #include "buffers.c"
 #include "groups.c"

@@ -3,21 +3,25 @@
 /* Rule violations, outside the range of errno. */
 enum au_rule {
     AU_CLOSED, AU_FORKED, AU_WRONG_THREAD, AU_DISABLED, AU_FULL,
-    AU_BAD_LENGTH, AU_BAD_OFFSET, AU_BAD_INDEX, AU_NOT_LENT, AU_RING_FD, ...
+    AU_BAD_LENGTH, AU_BAD_OFFSET, AU_BAD_INDEX, AU_NOT_LENT, AU_RING_FD, AU_FORBIDDEN, ...
 };
 
-enum { AU_AGAIN = ..., AU_EVENTS_MAX = ..., AU_GUARD_FD = ..., AU_SLOTS_AT_ONCE = ... };
+enum { AU_AGAIN = ..., AU_EVENTS_MAX = ..., AU_GUARD_FD = ..., AU_SLOTS_AT_ONCE = ..., AU_RING_ENABLED = ... };
 
 typedef struct au_ring {
     int fd;
     int event_fd;
+    int signal_fd;
     int state;
+    int restricted;
     uint32_t setup_flags, features, sq_entries, cq_entries;
     uint32_t ready;
     int64_t events[...];
     uint64_t last_user_data;
     uint64_t submitted, completed, enters, wakeups, overflow_flushes, submit_errors;
     uint32_t sends_in_flight;
+    uint8_t *region;
+    uint32_t wait_slots;
     ...;
 } au_ring;
 
@@ -55,12 +59,21 @@ int au_ring_setup(au_ring *ring, unsigned sq_entries, unsigned cq_entries, unsig
 int au_ring_enable(au_ring *ring);
 int au_ring_check(au_ring *ring);
 int au_ring_open_eventfd(au_ring *ring);
+int au_ring_use_eventfd(au_ring *ring, int fd);
 int au_ring_close_eventfd(au_ring *ring);
+int au_ring_silence(au_ring *ring, int silent);
+int au_ring_silenced(au_ring *ring);
+int au_ring_restrict(au_ring *ring, void *restrictions, unsigned count);
+int au_ring_register_region(au_ring *ring, void *memory, uint64_t bytes, int wait_arguments);
+void au_region_forget(au_ring *ring, void *memory, uint64_t bytes);
+int au_ring_set_wait(au_ring *ring, uint32_t slot, int64_t timeout_ns, uint32_t min_wait_usec);
+int au_ring_withdraw(au_ring *ring, uint64_t *user_data);
 int au_ring_register(au_ring *ring, unsigned opcode, void *argument, unsigned count);
 unsigned au_ring_unsubmitted(au_ring *ring);
 int au_ring_disarm(au_ring *ring, uint64_t user_data);
 int au_ring_turn(au_ring *ring, int woken);
-int au_ring_wait(au_ring *ring, unsigned min_complete, int64_t timeout_ns);
+int au_ring_wait(au_ring *ring, unsigned min_complete, int64_t time_ns, uint32_t min_wait_usec, unsigned flags);
+int au_ring_wait_slot(au_ring *ring, unsigned min_complete, uint32_t slot, unsigned flags);
 int au_ring_close(au_ring *ring);
 
 int au_prepare(au_ring *ring, uint64_t user_data, int opcode, int fd, int64_t offset,
@@ -98,6 +111,10 @@ int au_sender_add_memory(au_sender *sender, const void *memory, int64_t length);
 int au_sender_drop(au_sender *sender, int failure);
 void au_sender_close(au_sender *sender);
 
+struct au_region_desc { uint64_t user_addr, size; uint32_t flags, id; uint64_t mmap_offset; ...; };
+struct au_mem_region_reg { uint64_t region_uptr, flags; ...; };
+struct au_clock_register { uint32_t clockid; ...; };
+struct au_restriction { uint16_t opcode; uint8_t value; ...; };
 struct au_probe_op { uint8_t op; uint16_t flags; ...; };
 struct au_probe { uint8_t last_op, ops_len; struct au_probe_op ops[256]; ...; };
 

@@ -7,6 +7,7 @@
 #include "uapi.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -44,6 +45,7 @@ enum au_rule {
     AU_BAD_INDEX = -5008,    /* no such buffer */
     AU_NOT_LENT = -5009,     /* the buffer has another owner */
     AU_RING_FD = -5010,      /* the descriptor is an io_uring */
+    AU_FORBIDDEN = -5011,    /* the ring's own restrictions forbid it */
 };
 
 enum {
@@ -55,7 +57,7 @@ enum {
     AU_VECTOR_MAX = 16,    /* parts that one request of a sender sends */
 };
 
-enum { RING_CLOSED = 0, RING_DISABLED = 1, RING_ENABLED = 2 };
+enum { RING_CLOSED = 0, RING_DISABLED = 1, AU_RING_ENABLED = 2 };
 
 struct guard {
     int fd;
@@ -65,8 +67,10 @@ struct guard {
 
 typedef struct au_ring {
     int fd;
-    int event_fd;
+    int event_fd;  /* ours, made by au_ring_open_eventfd() and emptied by turns; or -1 */
+    int signal_fd; /* what the kernel signals: event_fd, or our duplicate of the caller's eventfd; or -1 */
     int state;
+    int restricted;
     uint32_t setup_flags, features, sq_entries, cq_entries;
     uint32_t ready;                     /* completions in `events` */
     int64_t events[AU_EVENTS_MAX * 3]; /* user_data, res, flags of each */
@@ -81,7 +85,7 @@ typedef struct au_ring {
     struct au_sqe *sqes;
     size_t sqes_bytes;
     uint32_t *sq_head, *sq_tail, *sq_flags;
-    uint32_t *cq_head, *cq_tail;
+    uint32_t *cq_head, *cq_tail, *cq_flags;
     struct au_cqe *cqes;
     uint32_t sq_mask, cq_mask;
     uint32_t filled; /* our tail; the kernel's copy is stored when we submit */
@@ -92,6 +96,11 @@ typedef struct au_ring {
     struct au_sender *senders; /* those with something new */
     struct au_sender **sender_table;
     uint32_t sender_slots;
+    uint8_t *region; /* its memory, which whoever made the region keeps alive as long as the ring is open */
+    size_t region_bytes;
+    bool region_mapped;    /* it is the kernel's memory, mapped by us */
+    bool region_forgotten; /* nobody has a view of it */
+    uint32_t wait_slots; /* registered wait arguments in it; 0 where they were not asked for */
     struct au_ring *next_live;
 } au_ring;
 
@@ -151,6 +160,7 @@ struct au_kernel {
                  const void *argument, size_t size);
     int (*do_register)(int fd, unsigned opcode, void *argument, unsigned count);
 };
+extern struct au_kernel au_kernel;
 
 static uint32_t load(const uint32_t *shared) { return __atomic_load_n(shared, __ATOMIC_ACQUIRE); }
 
@@ -158,5 +168,17 @@ static void store(uint32_t *shared, uint32_t value)
 {
     __atomic_store_n(shared, value, __ATOMIC_RELEASE);
 }
+
+static bool kernel_wants_us(const au_ring *ring)
+{
+    return (load(ring->sq_flags) & (AU_SQ_CQ_OVERFLOW | AU_SQ_TASKRUN)) != 0;
+}
+
+/* What ring.c and its parts need of each other. */
+int au_ring_check(au_ring *ring);
+int au_ring_register(au_ring *ring, unsigned opcode, void *argument, unsigned count);
+static void close_eventfds(au_ring *ring);
+static void region_let_go(au_ring *ring);
+static void region_in_child(au_ring *ring);
 
 #endif
