@@ -7,18 +7,17 @@ from collections.abc import Callable
 from enum import IntFlag
 
 from aiouring import Opcode, Probe, SetupFlags, __version__, probe
+from aiouring._features import FEATURES
 
-#: What users of each feature need; the kernel version that has it, and how to tell from a `Probe`.
+#: Beside the features that can be required, what users need; the version that has it, and how to tell from a `Probe`.
 _ROWS: tuple[tuple[str, str, Callable[[Probe], bool]], ...] = (
     ("files and sockets", "5.6", lambda p: {Opcode.READ, Opcode.RECV, Opcode.ACCEPT} <= p.opcodes),
-    ("registered buffers", "5.1", lambda p: {Opcode.READ_FIXED, Opcode.WRITE_FIXED} <= p.opcodes),
-    ("buffer rings", "5.19", lambda p: p.buffer_rings),
     ("task_run='coop'", "5.19", lambda p: SetupFlags.COOP_TASKRUN in p.setup_flags),
     ("task_run='defer'", "6.1", lambda p: SetupFlags.DEFER_TASKRUN in p.setup_flags),
     ("no submission array", "6.6", lambda p: SetupFlags.NO_SQARRAY in p.setup_flags),
-    ("zero-copy send", "6.0", lambda p: Opcode.SEND_ZC in p.opcodes),
-    ("vectored fixed I/O", "6.15", lambda p: Opcode.READV_FIXED in p.opcodes),
+    *((name, feature.since, lambda p, name=name: name in p.supported) for name, feature in FEATURES.items()),
 )
+_WIDTH = max(len(name) for name, _, _ in _ROWS) + 2
 
 
 def table(found: Probe) -> str:
@@ -28,8 +27,8 @@ def table(found: Probe) -> str:
         return "\n".join([*lines, f"io_uring: not available: {found.reason}"])
     limit = "no limit for this process" if found.memlock_limit is None else f"{found.memlock_limit} bytes (ulimit -l)"
     lines += [f"io_uring: available, {found.opcode_count} operations", f"registered memory: {limit}", ""]
-    lines += [f"{'feature':<22}{'here':<6}since Linux"]
-    lines += [f"{name:<22}{'yes' if has(found) else 'no':<6}{since}" for name, since, has in _ROWS]
+    lines += [f"{'feature':<{_WIDTH}}{'here':<6}since Linux"]
+    lines += [f"{name:<{_WIDTH}}{'yes' if has(found) else 'no':<6}{since}" for name, since, has in _ROWS]
     missing = sorted(opcode.name for opcode in Opcode if opcode not in found.opcodes)
     lines += ["", f"features: {_names(found.features)}", f"setup flags: {_names(found.setup_flags)}"]
     lines += [f"operations missing here: {', '.join(missing) or 'none'}"]
@@ -50,6 +49,7 @@ def as_json(found: Probe) -> str:
             "opcodes": sorted(opcode.name for opcode in found.opcodes),
             "features": sorted(flag.name or "" for flag in found.features),
             "setup_flags": sorted(flag.name or "" for flag in found.setup_flags),
+            "supported": sorted(found.supported),
             "buffer_rings": found.buffer_rings,
             "memlock_limit": found.memlock_limit,
         },

@@ -1,15 +1,14 @@
 """Owns `probe()`: what io_uring can do on this machine, found by asking the kernel on a throw-away ring."""
 
-import errno
 import os
 import resource
 from dataclasses import dataclass
 
 from aiouring._abi import Features, Opcode, SetupFlags
 from aiouring._errors import UnsupportedKernelError
+from aiouring._features import ask
 from aiouring._ring import CoreRing
 from aiouring._setup import PROFILES
-from aiouring._uring import ffi, lib
 
 _NO_FEATURES = Features(0)
 _NO_FLAGS = SetupFlags(0)
@@ -20,7 +19,8 @@ class Probe:
     """What this machine can do; falsy where io_uring cannot be used at all.
 
     `features` and `setup_flags` hold only flags that aiouring knows, `opcodes` only operations that it
-    knows; `opcode_count` counts all that this kernel supports.
+    knows; `opcode_count` counts all that this kernel supports.  `supported` names what `FEATURES` lists and this
+    kernel has, such as "memory regions": each was asked for, or tried, on a throw-away ring.
     """
 
     available: bool
@@ -30,11 +30,16 @@ class Probe:
     opcode_count: int = 0
     features: Features = _NO_FEATURES
     setup_flags: SetupFlags = _NO_FLAGS
-    buffer_rings: bool = False
+    supported: frozenset[str] = frozenset()
     memlock_limit: int | None = None  # bytes; None is unlimited, or no limit applies to this process
 
     def __bool__(self) -> bool:
         return self.available
+
+    @property
+    def buffer_rings(self) -> bool:
+        """Whether there are buffer rings.  Since Linux 5.19."""
+        return "buffer rings" in self.supported
 
 
 def probe() -> Probe:
@@ -45,7 +50,7 @@ def probe() -> Probe:
             supported = ring.probe_opcodes()
             features = ring.features
             flags = ring.setup_flags
-            buffer_rings = _has_buffer_rings(ring)
+        names = ask()
         flags |= _flags_of_other_profile(flags)
     except OSError as error:
         return Probe(available=False, reason=error.strerror or str(error), kernel=kernel)
@@ -59,7 +64,7 @@ def probe() -> Probe:
         opcode_count=len(supported),
         features=features,
         setup_flags=flags,
-        buffer_rings=buffer_rings,
+        supported=names,
         memlock_limit=_memlock_limit(),
     )
 
@@ -71,12 +76,6 @@ def _flags_of_other_profile(flags: SetupFlags) -> SetupFlags:
             with CoreRing(2, cq_entries=4, task_run=name) as ring:
                 flags |= ring.setup_flags
     return flags
-
-
-def _has_buffer_rings(ring: CoreRing) -> bool:
-    """Ask about a group that does not exist: ENOENT where groups exist at all.  Since Linux 5.19."""
-    nothing = ffi.new("struct au_buf_reg *", {"bgid": 1})
-    return lib.au_ring_register(ring.raw, lib.AU_UNREGISTER_PBUF_RING, nothing, 1) == -errno.ENOENT
 
 
 def _memlock_limit() -> int | None:

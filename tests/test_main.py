@@ -9,6 +9,7 @@ import pytest
 from injected_faults import SETUP, forbidden, run_python
 
 import aiouring
+from aiouring._features import FEATURES
 
 RUN = "import runpy, sys; sys.argv = ['aiouring', *sys.argv[1:]]; runpy.run_module('aiouring', run_name='__main__')"
 
@@ -26,9 +27,12 @@ def test_table() -> None:
     lines = done.stdout.splitlines()
     assert lines[0] == f"aiouring {aiouring.__version__}, Linux {found.kernel}"
     assert lines[1] == f"io_uring: available, {found.opcode_count} operations"
-    rows = {line[:22].strip(): line[22:].split() for line in lines if re.match(r"[\w= ',-]+ (yes|no) +\d", line)}
+    found_rows = (re.fullmatch(r"(\S.*?) {2,}(yes|no) +(\d\.\d+)", line) for line in lines)
+    rows = {row[1]: [row[2], row[3]] for row in found_rows if row}
     assert rows["buffer rings"] == ["yes" if found.buffer_rings else "no", "5.19"]
     assert {"files and sockets", "registered buffers", "task_run='coop'", "task_run='defer'"} <= set(rows)
+    for name, feature in FEATURES.items():
+        assert rows[name] == ["yes" if name in found.supported else "no", feature.since]
     assert max(map(len, lines)) < 400
 
 
@@ -43,6 +47,7 @@ def test_json() -> None:
     assert set(printed["opcodes"]) == {opcode.name for opcode in found.opcodes}
     assert set(printed["features"]) == {flag.name for flag in found.features}
     assert set(printed["setup_flags"]) == {flag.name for flag in found.setup_flags}
+    assert set(printed["supported"]) == found.supported
     assert printed["buffer_rings"] == found.buffer_rings
     assert printed["memlock_limit"] == found.memlock_limit
 

@@ -24,7 +24,7 @@ from injected_faults import (
 )
 
 import aiouring
-from aiouring import Features, Opcode, SetupFlags, _probe, _setup
+from aiouring import Features, Opcode, SetupFlags, _features, _probe, _setup
 from aiouring._uring import lib
 
 #: Probes in a process of its own, and prints what it found, and whether anything was left open.
@@ -67,6 +67,7 @@ def test_available_here() -> None:
     assert {Opcode.NOP, Opcode.READ, Opcode.RECV, Opcode.ASYNC_CANCEL} <= found.opcodes
     assert found.opcode_count >= len(found.opcodes)
     assert Features.SINGLE_MMAP | Features.NODROP in found.features
+    assert {"registered buffers", "registered files", "eventfd"} <= found.supported <= set(_features.FEATURES)
     assert found.setup_flags >= _setup.PROFILES["coop"] & ~_setup._refused
     assert found.setup_flags >= _setup.PROFILES["defer"] & ~_setup._refused
 
