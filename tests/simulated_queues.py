@@ -53,8 +53,8 @@ class SimulatedQueues:
         self._event_fd = os.dup(event_fd) if event_fd >= 0 else -1
 
     def signal(self) -> None:
-        """Count the eventfd up."""
-        if self._event_fd >= 0:
+        """Count the eventfd up, unless the other side asked for silence."""
+        if self._event_fd >= 0 and not self._words[CQ_FLAGS] & lib.AU_CQ_EVENTFD_DISABLED:
             os.eventfd_write(self._event_fd, 1)
 
     @property

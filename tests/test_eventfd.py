@@ -221,6 +221,43 @@ def test_c1_overflow_in_silence(ring: Ring, theirs: int) -> None:
         assert sorted(completion.user_data for completion in found) == list(range(40))
 
 
+def test_a_turn_is_silent(ring: Ring) -> None:
+    """What completes while the ring submits does not signal its own eventfd; what comes later does."""
+    fd = ring.register_eventfd()
+    ours, peer = socket.socketpair()
+    memory = bytearray(1)
+    with ours, peer:
+        nop(ring, 1)
+        ring.prepare_memory(Opcode.RECV, memory, user_data=2, fd=ours.fileno(), offset=0)
+        assert [completion.user_data for completion in ring.submit()] == [1]
+        assert not readable(fd)
+        assert ring.eventfd_enabled
+        peer.send(b"!")
+        assert readable(fd, 5)
+        assert [completion.user_data for completion in ring.submit()] == [2]
+        ring.submit()
+        assert not readable(fd)
+
+
+def test_a_turn_keeps_the_callers_silence(ring: Ring) -> None:
+    """A silence that was asked for outlasts turns."""
+    ring.register_eventfd()
+    ring.eventfd_enabled = False
+    nop(ring)
+    ring.submit()
+    assert not ring.eventfd_enabled
+
+
+def test_e4_a_refused_turn_ends_its_silence(ring: Ring) -> None:
+    """When enter() fails the eventfd is heard again."""
+    ring.register_eventfd()
+    nop(ring)
+    with replaced(enter=lambda *_: -errno.EBUSY), pytest.raises(OSError):
+        ring.submit()
+    assert ring.eventfd_enabled
+    assert len(ring.submit()) == 1
+
+
 def test_silence_against_a_thread(ring: Ring) -> None:
     """However the end of a silence and an event meet, one of the two sides signals: 2000 rounds, no sleep too long."""
     fd = ring.register_eventfd()

@@ -77,6 +77,8 @@ static bool anything_here(const au_ring *ring)
     return *ring->cq_head != load(ring->cq_tail) || kernel_wants_us(ring);
 }
 
+static bool is_silent(const au_ring *ring) { return (load(ring->cq_flags) & AU_CQ_EVENTFD_DISABLED) != 0; }
+
 static void silence(au_ring *ring) { store(ring->cq_flags, load(ring->cq_flags) | AU_CQ_EVENTFD_DISABLED); }
 
 /* The kernel signals again what comes from here on; what came in silence is the caller's to look for.  The barrier
@@ -100,7 +102,7 @@ int au_ring_silence(au_ring *ring, int silent)
         silence(ring);
         return 0;
     }
-    if (!(load(ring->cq_flags) & AU_CQ_EVENTFD_DISABLED))
+    if (!is_silent(ring))
         return 0;
     end_silence(ring);
     struct pollfd poll_fd = {.fd = ring->signal_fd, .events = POLLIN};
@@ -113,5 +115,5 @@ int au_ring_silence(au_ring *ring, int silent)
 int au_ring_silenced(au_ring *ring)
 {
     int rc = au_ring_check(ring);
-    return rc < 0 ? rc : ring->cq_flags && (load(ring->cq_flags) & AU_CQ_EVENTFD_DISABLED) != 0;
+    return rc < 0 ? rc : ring->cq_flags && is_silent(ring);
 }

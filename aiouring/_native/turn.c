@@ -80,9 +80,24 @@ static bool more_waits(const au_ring *ring)
            ring->senders || ring->filled != load(ring->sq_head);
 }
 
+static void empty_eventfd(au_ring *ring)
+{
+    uint64_t count;
+    if (ring->event_fd >= 0) {
+        ssize_t ignored = read(ring->event_fd, &count, sizeof count);
+        (void)ignored; /* EAGAIN: nothing had been signalled */
+    }
+}
+
 /* One turn: publish, submit, drain, empty the eventfd, look again.  Returns how many completions are
  * in `events`, with AU_AGAIN set when the caller should come back without waiting for a signal.
- * Completions outrank an error: the error is met again on the next turn. */
+ * Completions outrank an error: the error is met again on the next turn.
+ *
+ * Our eventfd is silent meanwhile: what completes while we submit would signal it, and would have to be read off
+ * again.  Measured on 6.18, both profiles, both loops: the read() is gone from every turn that finds completions.
+ * System calls per completion, 64 at a time: NOPs, reads and echo 0.062 -> 0.047 (reads by number 0.094 -> 0.078);
+ * CPU time of one awaited NOP at a time 0.87 to 0.91 of what it was, echo on one connection 0.92 to 0.95, with 64 in
+ * flight 0.98 to 1.01: the noise of the machine. */
 int au_ring_turn(au_ring *ring, int woken)
 {
     int rc = au_ring_check(ring);
@@ -93,29 +108,35 @@ int au_ring_turn(au_ring *ring, int woken)
     ring->ready = 0;
     ring->wakeups += woken != 0;
     publish_groups(ring);
-    bool signalled = woken;
+    bool silent = ring->event_fd >= 0 && ring->cq_flags && !is_silent(ring); /* a silence of the caller's stays */
+    if (silent)
+        silence(ring);
+    bool signalled = woken || anything_here(ring); /* nothing from here on */
     for (int round = 0; round < AU_ROUNDS_MAX; round++) {
         rc = 0;
         if (ring->senders)
             fill_senders(ring);
         if (ring->filled != load(ring->sq_head) || kernel_wants_us(ring))
             rc = enter(ring, 0, 0, NULL, 0);
-        signalled |= drain(ring) != 0;
+        signalled |= drain(ring) != 0 && !silent;
         publish_groups(ring); /* what senders gave back: the loop may sleep after this */
-        if (signalled && ring->event_fd >= 0) {
-            uint64_t count;
-            ssize_t ignored = read(ring->event_fd, &count, sizeof count);
-            (void)ignored; /* EAGAIN: nothing had been signalled */
-            signalled = false;
-        }
+        if (signalled)
+            empty_eventfd(ring);
+        signalled = false;
         if (rc < 0)
-            return ring->ready ? (int)ring->ready | AU_AGAIN : rc;
+            break;
+        if (silent && !more_waits(ring)) {
+            end_silence(ring);
+            silent = false;
+        }
         if (!more_waits(ring))
             return (int)ring->ready;
         if (ring->ready == AU_EVENTS_MAX)
             break;
     }
-    return (int)ring->ready | AU_AGAIN;
+    if (silent)
+        end_silence(ring);
+    return rc < 0 && !ring->ready ? rc : (int)ring->ready | AU_AGAIN;
 }
 
 static uint32_t ready_in(const au_ring *ring) { return load(ring->cq_tail) - *ring->cq_head; }
