@@ -149,18 +149,16 @@ class Ring(WaitingRing):
         """Requests that were prepared, and whose final completion has not been handed over."""
         return len(self._in_flight)
 
-    @contextlib.contextmanager
-    def _holding(self, user_data: int, memory: Any) -> Iterator[None]:
-        """Hold what a request uses while the block fills its entry, and on until its final completion."""
+    def _hold(self, user_data: int, memory: Any) -> None:
+        """Hold what a request uses, from before its entry is filled until its final completion."""
         if user_data in self._in_flight:
             raise ResourceBusyError(f"a request with user_data={user_data} is in flight: give each its own number")
         self._in_flight[user_data] = memory
-        try:
-            yield
-        except BaseException:
-            if self.raw.last_user_data != user_data or not lib.au_ring_unsubmitted(self.raw):
-                del self._in_flight[user_data]
-            raise
+
+    def _not_filled(self, user_data: int) -> None:
+        """An error came out of filling an entry; hold on if it was an interrupt just after it had been filled."""
+        if self.raw.last_user_data != user_data or not lib.au_ring_unsubmitted(self.raw):
+            del self._in_flight[user_data]
 
     def prepare(
         self,
@@ -179,7 +177,8 @@ class Ring(WaitingRing):
         `address` is what a cancel looks for; `op_flags` the operation's own flags, such as the events of a poll;
         `flags` may link it to the next entry, drain, or send it to a worker (ASYNC).
         """
-        with self._holding(user_data, None):
+        self._hold(user_data, None)
+        try:
             super().prepare(
                 opcode,
                 user_data=user_data,
@@ -190,6 +189,9 @@ class Ring(WaitingRing):
                 op_flags=op_flags,
                 flags=flags,
             )
+        except BaseException:
+            self._not_filled(user_data)
+            raise
 
     def prepare_cancel(self, target: int, *, user_data: int) -> None:
         """Fill one entry that cancels the request whose `user_data` is `target`.
@@ -220,10 +222,14 @@ class Ring(WaitingRing):
         writable = opcode not in (Opcode.WRITE, Opcode.SEND)
         if not isinstance(memory, ffi.CData):
             memory = ffi.from_buffer(memory, require_writable=writable)
-        with self._holding(user_data, memory):
+        self._hold(user_data, memory)
+        try:
             super().prepare_memory(
                 opcode, memory, user_data=user_data, fd=fd, offset=offset, start=start, length=length
             )
+        except BaseException:
+            self._not_filled(user_data)
+            raise
 
     def prepare_fixed(
         self,
@@ -241,12 +247,16 @@ class Ring(WaitingRing):
         The caller keeps `buffer` lent until the request's final completion.
         """
         wanted = len(buffer) - start if length is None else length
-        with self._holding(user_data, buffer):
+        self._hold(user_data, buffer)
+        try:
             code = lib.au_prepare_fixed(
                 self.raw, user_data, opcode, fd, buffer.table, buffer.index, start, wanted, offset, self._guard(fd)
             )
             if code < 0:
                 raise failure(code, "filling a request", index=buffer.index, start=start, length=wanted, offset=offset)
+        except BaseException:
+            self._not_filled(user_data)
+            raise
 
     def prepare_select(
         self, opcode: int, group: BufferRing, *, user_data: int, fd: int, offset: int = 0, length: int = 0
@@ -256,10 +266,14 @@ class Ring(WaitingRing):
         The completion says which: `group.take(completion.flags, completion.result)`.  `offset` is for reads, where
         -1 is the file's own position; a receive must not have one.
         """
-        with self._holding(user_data, group):
+        self._hold(user_data, group)
+        try:
             code = lib.au_prepare_select(self.raw, user_data, opcode, fd, group.raw, length, offset, 0, self._guard(fd))
             if code < 0:
                 raise failure(code, "filling a request", index=group.group_id, length=length, offset=offset)
+        except BaseException:
+            self._not_filled(user_data)
+            raise
 
     # ---- submitting and completing -------------------------------------------------------------
 

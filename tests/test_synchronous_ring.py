@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import mmap
 import os
 import socket
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from injected_faults import run_python
 
 import aiouring
 from aiouring import Opcode, Ring, SubmissionFlags, _synchronous_ring
@@ -336,3 +338,60 @@ def test_withdraw(ring: Ring) -> None:
     assert number[0] == 3
     assert [completion.user_data for completion in ring.submit()] == [1, 2]
     assert lib.au_ring_withdraw(ring.raw, number) == 0
+
+
+def test_c6_fork_with_a_registered_buffer_in_flight(ring: Ring, pipe: tuple[int, int]) -> None:
+    """The parent gets what arrives after a fork; the child keeps the content that the buffer had."""
+    go_reader, go_writer = os.pipe()
+    with ring.register_buffers(count=1, size=4096) as buffers:
+        buffer = buffers.try_acquire()
+        assert buffer is not None
+        buffer.view[:5] = b"older"
+        ring.prepare_fixed(Opcode.READ_FIXED, buffer, user_data=1, fd=pipe[0], length=5)
+        ring.submit()
+        child = os.fork()
+        if child == 0:
+            os.read(go_reader, 1)
+            os._exit(0 if bytes(buffer.view[:5]) == b"older" else 1)
+        os.write(pipe[1], b"newer")
+        assert ring.wait() == [(1, 5, 0)]
+        assert bytes(buffer.view[:5]) == b"newer"
+        os.write(go_writer, b"!")
+        assert os.waitpid(child, 0)[1] == 0
+        buffer.release()
+    os.close(go_reader)
+    os.close(go_writer)
+
+
+def test_m5_a_file_truncated_under_its_mapping(ring: Ring, pipe: tuple[int, int]) -> None:
+    """A mapping whose file has become shorter is EFAULT, not a signal."""
+    file = os.memfd_create("short")
+    os.ftruncate(file, mmap.PAGESIZE)
+    memory = mmap.mmap(file, mmap.PAGESIZE)
+    os.ftruncate(file, 0)
+    os.write(pipe[1], b"lost to nobody")
+    ring.prepare_memory(Opcode.READ, memory, user_data=1, fd=pipe[0])
+    assert ring.wait() == [(1, -errno.EFAULT, 0)]
+    os.close(file)
+
+
+AT_EXIT = """
+import os, sys, aiouring
+ring = aiouring.Ring(8, cq_entries=16, task_run=sys.argv[1])
+ring.register_region(4096)
+ring.register_eventfd()
+if sys.argv[2] == "busy":
+    ring.prepare_memory(aiouring.Opcode.READ, bytearray(8), user_data=1, fd=os.pipe()[0])
+    ring.submit()
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("state", ["idle", "busy"])
+def test_b6_interpreter_exit(profile: TaskRun, state: str) -> None:
+    """A ring that is open when the interpreter ends neither hangs nor crashes; a busy one warns."""
+    done = run_python(AT_EXIT, profile, state)
+    assert done.returncode == 3
+    assert "Segmentation" not in done.stderr
+    assert ("ResourceWarning: a Ring was closed with 1 request" in done.stderr) is (state == "busy"), done.stderr
+    assert state == "busy" or not done.stderr

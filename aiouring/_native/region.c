@@ -10,9 +10,13 @@
  */
 #include "uring.h"
 
-static void *ordinary_pages(void *memory, size_t bytes)
+#ifndef MAP_FIXED_NOREPLACE /* since Linux 4.17 */
+#define MAP_FIXED_NOREPLACE 0x100000
+#endif
+
+static void *ordinary_pages(void *memory, size_t bytes, int how)
 {
-    return mmap(memory, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    return mmap(memory, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | how, -1, 0);
 }
 
 static void region_let_go(au_ring *ring)
@@ -21,7 +25,7 @@ static void region_let_go(au_ring *ring)
         void *bytes = ring->region_forgotten ? NULL : malloc(ring->region_bytes);
         if (bytes)
             memcpy(bytes, ring->region, ring->region_bytes);
-        if (ordinary_pages(ring->region, ring->region_bytes) != MAP_FAILED && bytes)
+        if (ordinary_pages(ring->region, ring->region_bytes, MAP_FIXED) != MAP_FAILED && bytes)
             memcpy(ring->region, bytes, ring->region_bytes);
         free(bytes);
     }
@@ -33,7 +37,7 @@ static void region_let_go(au_ring *ring)
 static void region_in_child(au_ring *ring)
 {
     if (ring->region_mapped)
-        ordinary_pages(ring->region, ring->region_bytes);
+        ordinary_pages(ring->region, ring->region_bytes, MAP_FIXED_NOREPLACE); /* another handler may have been first */
     ring->region = NULL;
     ring->region_mapped = false;
     ring->wait_slots = 0;
@@ -45,7 +49,7 @@ void au_region_forget(au_ring *ring, void *memory, uint64_t bytes)
     if (ring->region == memory)
         ring->region_forgotten = true;
     else if (memory)
-        ordinary_pages(memory, bytes);
+        ordinary_pages(memory, bytes, MAP_FIXED);
 }
 
 /* Register `memory`, whole pages of the caller's; or, where it is NULL, let the kernel allocate as much, and map it.
