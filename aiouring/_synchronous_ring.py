@@ -1,7 +1,8 @@
 """Owns `Ring`: io_uring without an event loop; a `with` block, prepare, submit, wait.
 
 Ownership.  A request holds the memory that it names, from before its entry is filled until its final completion is
-handed to the caller, under its `user_data`: the memory is the kernel's for that time, whatever the caller drops.
+handed to the caller, under its `user_data`: the memory is the kernel's for that time, whatever the caller drops; a
+registered buffer cannot be released before.
 Two requests in flight cannot have the same `user_data`, because their completions could not be told apart.  Closing
 takes back what was not submitted, cancels the rest, waits for its end, and keeps what the kernel would not stop.
 """
@@ -153,12 +154,22 @@ class Ring(WaitingRing):
         """Hold what a request uses, from before its entry is filled until its final completion."""
         if user_data in self._in_flight:
             raise ResourceBusyError(f"a request with user_data={user_data} is in flight: give each its own number")
+        if isinstance(memory, FixedBuffer):
+            memory.pins += 1
         self._in_flight[user_data] = memory
 
     def _not_filled(self, user_data: int) -> None:
         """An error came out of filling an entry; hold on if it was an interrupt just after it had been filled."""
         if self.raw.last_user_data != user_data or not lib.au_ring_unsubmitted(self.raw):
-            del self._in_flight[user_data]
+            self._let_go(user_data)
+
+    def _let_go(self, user_data: int) -> None:
+        """The kernel is done with a request, or never got it."""
+        memory = self._in_flight.pop(user_data, None)
+        if isinstance(memory, FixedBuffer):
+            memory.pins -= 1
+            if memory.ended and not memory.pins:
+                memory.unpinned()
 
     def prepare(
         self,
@@ -244,7 +255,7 @@ class Ring(WaitingRing):
     ) -> None:
         """Fill one entry that moves `length` bytes at `start` of a registered buffer.
 
-        The caller keeps `buffer` lent until the request's final completion.
+        `buffer` stays lent until the request's final completion: releasing it before is a `ResourceBusyError`.
         """
         wanted = len(buffer) - start if length is None else length
         self._hold(user_data, buffer)
@@ -284,7 +295,7 @@ class Ring(WaitingRing):
         completions = super().submit()
         for user_data, _, flags in completions:
             if not flags & lib.AU_CQE_F_MORE:
-                self._in_flight.pop(user_data, None)
+                self._let_go(user_data)
         return completions
 
     def drain(self) -> Iterator[Completion]:
@@ -315,7 +326,7 @@ class Ring(WaitingRing):
         """Take back what was filled and not submitted."""
         number = ffi.new("uint64_t *")
         while lib.au_ring_withdraw(self.raw, number) > 0:
-            self._in_flight.pop(number[0], None)
+            self._let_go(number[0])
 
     def _stop(self) -> None:
         """Cancel what is in flight and reap it."""

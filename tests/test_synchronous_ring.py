@@ -186,6 +186,28 @@ def test_b5_the_ring_holds_the_memory(ring: Ring, pipe: tuple[int, int]) -> None
     assert ring.in_flight == 0
 
 
+def test_d4_a_fixed_buffer_in_flight_is_not_released(ring: Ring, pipe: tuple[int, int]) -> None:
+    """A registered buffer that the kernel fills cannot be released, nor lent again, before it is done."""
+    with ring.register_buffers(count=1, size=64) as buffers:
+        buffer = buffers.try_acquire()
+        assert buffer is not None
+        with pytest.raises(ValueError):
+            ring.prepare_fixed(Opcode.READ_FIXED, buffer, user_data=1, fd=pipe[0], length=65)
+        assert buffer.pins == 0
+        ring.prepare_fixed(Opcode.READ_FIXED, buffer, user_data=1, fd=pipe[0])
+        ring.submit()
+        with pytest.raises(aiouring.ResourceBusyError, match="in flight"):
+            buffer.release()
+        with pytest.raises(LookupError), buffer:
+            raise LookupError  # the lease ends quietly ...
+        assert buffers.try_acquire() is None
+        os.write(pipe[1], b"!")
+        assert ring.wait() == [(1, 1, 0)]
+        again = buffers.try_acquire()  # ... and the buffer comes back with the completion
+        assert again is not None
+        again.release()
+
+
 def test_a9_numbers_in_flight_are_not_given_twice(ring: Ring, pipe: tuple[int, int]) -> None:
     """Two requests in flight cannot have one number; after the completion it is free again."""
     memory = bytearray(1)
