@@ -32,6 +32,12 @@ class UnsupportedKernelError(AioUringError, NotImplementedError):
     """This kernel does not have the feature; the text names the version that does."""
 
 
+class FilesUpdateError(AioUringError, OSError):
+    """The kernel refused one of several files; `updated` slots hold theirs, and the text says what is in the rest."""
+
+    updated = 0
+
+
 class BuffersExhaustedError(AioUringError, RuntimeError):
     """Every buffer is lent out, and the caller asked not to wait for one."""
 
@@ -62,6 +68,10 @@ _RULES: dict[int, tuple[type[Exception], str]] = {
     lib.AU_BAD_OFFSET: (ValueError, "offset={offset} is negative; None means the file's own position"),
     lib.AU_BAD_INDEX: (ValueError, "no such buffer on this ring (index {index})"),
     lib.AU_NOT_LENT: (ValueError, "buffer {index} is not lent to you: it has been released already"),
+    lib.AU_BAD_SLOT: (
+        ValueError,
+        "this direct descriptor is not of this ring, or its slot holds another file by now",
+    ),
     lib.AU_RING_FD: (
         ValueError,
         "descriptor {fd} is an io_uring itself: a request on it would never complete",

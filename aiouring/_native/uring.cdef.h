@@ -3,10 +3,12 @@
 /* Rule violations, outside the range of errno. */
 enum au_rule {
     AU_CLOSED, AU_FORKED, AU_WRONG_THREAD, AU_DISABLED, AU_FULL,
-    AU_BAD_LENGTH, AU_BAD_OFFSET, AU_BAD_INDEX, AU_NOT_LENT, AU_RING_FD, ...
+    AU_BAD_LENGTH, AU_BAD_OFFSET, AU_BAD_INDEX, AU_NOT_LENT, AU_RING_FD, AU_BAD_SLOT, ...
 };
 
 enum { AU_AGAIN = ..., AU_EVENTS_MAX = ..., AU_GUARD_FD = ..., AU_SLOTS_AT_ONCE = ... };
+enum { AU_FIRST_SLOT = ... };
+enum { AU_SLOT_FILLED = ... };
 
 typedef struct au_ring {
     int fd;
@@ -64,17 +66,31 @@ int au_ring_wait(au_ring *ring, unsigned min_complete, int64_t timeout_ns);
 int au_ring_close(au_ring *ring);
 
 int au_prepare(au_ring *ring, uint64_t user_data, int opcode, int fd, int64_t offset,
-               uint64_t address, uint32_t length, uint32_t op_flags, unsigned how);
+               uint64_t address, uint32_t length, uint32_t op_flags, uint64_t how);
 int au_prepare_memory(au_ring *ring, uint64_t user_data, int opcode, int fd, const void *memory,
                       int64_t capacity, int64_t start, int64_t length, int64_t offset,
-                      uint32_t op_flags, unsigned how);
+                      uint32_t op_flags, uint64_t how);
 int au_prepare_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd, au_buffers *buffers,
-                     uint32_t index, int64_t start, int64_t length, int64_t offset, unsigned how);
+                     uint32_t index, int64_t start, int64_t length, int64_t offset, uint64_t how);
 int au_prepare_select(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
-                      int64_t length, int64_t offset, uint32_t op_flags, unsigned how);
+                      int64_t length, int64_t offset, uint32_t op_flags, uint64_t how);
+
+int au_prepare_slot(au_ring *ring, uint64_t user_data, int opcode, int fd, int64_t offset, uint32_t length,
+                    uint32_t op_flags, int64_t slot, uint64_t how);
+int au_prepare_open(au_ring *ring, uint64_t user_data, int fd, const char *path, uint32_t flags, uint32_t mode,
+                    int64_t slot, uint64_t how);
+int au_prepare_array(au_ring *ring, uint64_t user_data, int opcode, int32_t *array, uint32_t count, int64_t slot,
+                     uint32_t op_flags, unsigned how);
+
+int au_files_register(au_ring *ring, int32_t *fds, uint32_t count);
+int au_files_unregister(au_ring *ring);
+int au_files_update(au_ring *ring, uint32_t index, int32_t *fds, uint32_t count);
+int64_t au_slot_serial(au_ring *ring, uint32_t index);
+int64_t au_slot_set(au_ring *ring, uint32_t index, int64_t serial);
+int64_t au_slots_used(au_ring *ring);
 
 int au_prepare_multishot(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
-                         uint32_t total, unsigned how);
+                         uint32_t total, uint64_t how);
 
 void au_buffers_init(au_buffers *buffers, au_ring *ring, void *base, uint64_t size, uint64_t stride,
                      uint32_t count);
@@ -98,6 +114,7 @@ int au_sender_add_memory(au_sender *sender, const void *memory, int64_t length);
 int au_sender_drop(au_sender *sender, int failure);
 void au_sender_close(au_sender *sender);
 
+struct au_file_index_range { uint32_t off, len; ...; };
 struct au_probe_op { uint8_t op; uint16_t flags; ...; };
 struct au_probe { uint8_t last_op, ops_len; struct au_probe_op ops[256]; ...; };
 
