@@ -4,9 +4,11 @@ from aiouring._abi import CompletionFlags, Features, Opcode, SetupFlags
 from aiouring._async_ring import AsyncRing, RingStatistics
 from aiouring._buffer_ring import BufferRing, BufferRingStatistics, ProvidedBuffer
 from aiouring._connection import Connection, ConnectionStatistics
+from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._errors import (
     AioUringError,
     BuffersExhaustedError,
+    FilesUpdateError,
     ResourceBusyError,
     RingClosedError,
     RingUnavailableError,
@@ -16,6 +18,7 @@ from aiouring._errors import (
 from aiouring._probe import Probe, probe
 from aiouring._receive_stream import ReceiveStream
 from aiouring._registered_buffers import FixedBuffer, RegisteredBuffers, RegisteredBuffersStatistics
+from aiouring._registered_files import RegisteredFiles, RegisteredFilesStatistics
 from aiouring._ring import Completion
 from aiouring._synchronous_ring import Ring
 
@@ -31,7 +34,9 @@ __all__ = [
     "CompletionFlags",
     "Connection",
     "ConnectionStatistics",
+    "DirectDescriptor",
     "Features",
+    "FilesUpdateError",
     "FixedBuffer",
     "Opcode",
     "Probe",
@@ -39,6 +44,8 @@ __all__ = [
     "ReceiveStream",
     "RegisteredBuffers",
     "RegisteredBuffersStatistics",
+    "RegisteredFiles",
+    "RegisteredFilesStatistics",
     "ResourceBusyError",
     "Ring",
     "RingClosedError",

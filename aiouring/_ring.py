@@ -15,6 +15,7 @@ from aiouring._setup import BLOCKED, DEFAULT_TASK_RUN, PROFILES, TaskRun, set_up
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
+    from aiouring._direct_descriptor import DirectDescriptor
     from aiouring._uring import CRing
 
 MAX_ENTRIES = 32768
@@ -120,7 +121,14 @@ class CoreRing:
         lib.au_ring_close(self.raw)
 
     def prepare(
-        self, opcode: int, *, user_data: int, fd: int = -1, offset: int = 0, address: int = 0, length: int = 0
+        self,
+        opcode: int,
+        *,
+        user_data: int,
+        fd: "int | DirectDescriptor" = -1,
+        offset: int = 0,
+        address: int = 0,
+        length: int = 0,
     ) -> None:
         """Fill one entry for an operation without memory; `address` is what a cancel looks for."""
         for name, value, least, most in (
@@ -131,7 +139,8 @@ class CoreRing:
         ):
             if not least <= value <= most:
                 raise ValueError(f"{name}={value} is outside {least} to {most}")
-        code = lib.au_prepare(self.raw, user_data, opcode, fd, offset, address, length, 0, self._guard(fd))
+        number, how = self._named(fd)
+        code = lib.au_prepare(self.raw, user_data, opcode, number, offset, address, length, 0, how)
         self._checked(code, "filling a request", fd=fd)
 
     def prepare_memory(
@@ -140,7 +149,7 @@ class CoreRing:
         memory: Any,
         *,
         user_data: int,
-        fd: int,
+        fd: "int | DirectDescriptor",
         offset: int = -1,
         start: int = 0,
         length: int | None = None,
@@ -151,8 +160,9 @@ class CoreRing:
         """
         capacity = ffi.sizeof(memory)
         wanted = capacity - start if length is None else length
+        number, how = self._named(fd)
         code = lib.au_prepare_memory(
-            self.raw, user_data, opcode, fd, memory, capacity, start, wanted, offset, 0, self._guard(fd)
+            self.raw, user_data, opcode, number, memory, capacity, start, wanted, offset, 0, how
         )
         self._checked(code, "filling a request", capacity=capacity, start=start, length=wanted, offset=offset, fd=fd)
 
@@ -184,8 +194,12 @@ class CoreRing:
             yield Completion(*values[at : at + 3])
 
     @staticmethod
-    def _guard(fd: int) -> int:
-        return lib.AU_GUARD_FD if fd >= 0 else 0
+    def _named(fd: "int | DirectDescriptor") -> tuple[int, int]:
+        """The number that stands for the file in a request, and how the C core is to treat it."""
+        if isinstance(fd, int):
+            return fd, lib.AU_GUARD_FD if fd >= 0 else 0
+        slot = fd.slot
+        return slot, slot.how
 
     @staticmethod
     def _checked(code: int, doing: str, **numbers: Any) -> int:

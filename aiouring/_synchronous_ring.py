@@ -1,16 +1,21 @@
 """Owns `Ring`: io_uring without an event loop; a `with` block, prepare, submit, wait."""
 
 from collections import deque
-from collections.abc import Callable
-from typing import NoReturn, Self
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from aiouring._buffer_ring import BufferRing
+from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._errors import failure
 from aiouring._registered_buffers import FixedBuffer, RegisteredBuffers
+from aiouring._registered_files import MAX_FILES, RegisteredFiles
 from aiouring._registry import Registry
-from aiouring._ring import Completion, CoreRing
+from aiouring._ring import Completion, CoreRing, check_size
 from aiouring._setup import TaskRun
 from aiouring._uring import lib
+
+if TYPE_CHECKING:
+    from aiouring._verbs import File
 
 
 class _Unattended:
@@ -78,13 +83,22 @@ class Ring(CoreRing):
         """Register a pool of `count` buffers of `size` bytes; as `AsyncRing.register_buffer_ring()`."""
         return self._registry.register_buffer_ring(self, count=count, size=size, on_empty="raise")
 
+    def register_files(self, files: "Sequence[File | None]") -> RegisteredFiles:
+        """Register a table of `files`, None for gaps; as `AsyncRing.register_files()`."""
+        return self._registry.register_files(self, files)
+
+    def register_files_sparse(self, count: int) -> RegisteredFiles:
+        """Register a table of `count` empty slots; as `AsyncRing.register_files_sparse()`."""
+        check_size("count", count, MAX_FILES)
+        return self._registry.register_files(self, [None] * count)
+
     def prepare_fixed(
         self,
         opcode: int,
         buffer: FixedBuffer,
         *,
         user_data: int,
-        fd: int,
+        fd: int | DirectDescriptor,
         offset: int = -1,
         start: int = 0,
         length: int | None = None,
@@ -94,21 +108,30 @@ class Ring(CoreRing):
         The caller keeps `buffer` lent until the request's final completion.
         """
         wanted = len(buffer) - start if length is None else length
+        number, how = self._named(fd)
         code = lib.au_prepare_fixed(
-            self.raw, user_data, opcode, fd, buffer.table, buffer.index, start, wanted, offset, self._guard(fd)
+            self.raw, user_data, opcode, number, buffer.table, buffer.index, start, wanted, offset, how
         )
         if code < 0:
             raise failure(code, "filling a request", index=buffer.index, start=start, length=wanted, offset=offset)
 
     def prepare_select(
-        self, opcode: int, group: BufferRing, *, user_data: int, fd: int, offset: int = 0, length: int = 0
+        self,
+        opcode: int,
+        group: BufferRing,
+        *,
+        user_data: int,
+        fd: int | DirectDescriptor,
+        offset: int = 0,
+        length: int = 0,
     ) -> None:
         """Fill one entry that receives into a buffer of `group`, which the kernel picks; `length` 0 is all of it.
 
         The completion says which: `group.take(completion.flags, completion.result)`.  `offset` is for reads, where
         -1 is the file's own position; a receive must not have one.
         """
-        code = lib.au_prepare_select(self.raw, user_data, opcode, fd, group.raw, length, offset, 0, self._guard(fd))
+        number, how = self._named(fd)
+        code = lib.au_prepare_select(self.raw, user_data, opcode, number, group.raw, length, offset, 0, how)
         if code < 0:
             raise failure(code, "filling a request", index=group.group_id, length=length, offset=offset)
 
