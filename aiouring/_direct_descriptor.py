@@ -1,9 +1,8 @@
 """Owns `DirectDescriptor`: one file of a ring's table of registered files, in the place of a descriptor."""
 
-import errno
 from typing import TYPE_CHECKING, Self
 
-from aiouring._errors import kernel_error
+from aiouring._errors import failure
 from aiouring._uring import lib
 
 if TYPE_CHECKING:
@@ -53,10 +52,7 @@ class Slot(int):
     def identity(self) -> tuple[int, int]:
         """Which file it is, in a form that no descriptor has; EBADF where the slot does not hold it any more."""
         if not self.current:
-            raise kernel_error(
-                errno.EBADF,
-                f"slot {self.index} does not hold this file any more: it was closed, replaced or unregistered",
-            )
+            raise failure(lib.AU_BAD_SLOT, fd=self)
         return -1, self.serial
 
 
@@ -68,55 +64,49 @@ class DirectDescriptor:
     stand for the same file in the same slot.
     """
 
-    __slots__ = ("_slot",)
+    __slots__ = ("slot",)
 
     def __init__(self, slot: Slot) -> None:
-        self._slot = slot
+        self.slot = slot  # stands for this in requests; the C core finds out whether the file is still there
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, DirectDescriptor) and other._slot == self._slot
+        return isinstance(other, DirectDescriptor) and other.slot == self.slot
 
     def __hash__(self) -> int:
-        return hash(self._slot)
+        return hash(self.slot)
 
     def __repr__(self) -> str:
-        return f"<DirectDescriptor {self.index} of {self._slot.table!r}>"
+        return f"<DirectDescriptor {self.index} of {self.slot.table!r}>"
 
     @property
     def index(self) -> int:
         """The slot's place in the table."""
-        return self._slot.index
+        return self.slot.index
 
     @property
     def table(self) -> "RegisteredFiles":
         """The table the slot is in."""
-        return self._slot.table
+        return self.slot.table
 
     @property
     def closed(self) -> bool:
         """Whether the slot no longer holds this file."""
-        return not self._slot.current
-
-    @property
-    def slot(self) -> Slot:
-        """What stands in a request for the descriptor; `OSError` (EBADF) where the file is gone."""
-        self._slot.identity()
-        return self._slot
+        return not self.slot.current
 
     @property
     def family(self) -> int:
         """The socket's address family; 0 where it is not known: the file came as a number, or is no socket."""
-        return self._slot.table.socket_of(self._slot)[0]
+        return self.slot.table.socket_of(self.slot)[0]
 
     @property
     def type(self) -> int:
         """The socket's type, or 0."""
-        return self._slot.table.socket_of(self._slot)[1]
+        return self.slot.table.socket_of(self.slot)[1]
 
     @property
     def proto(self) -> int:
         """The socket's protocol, or 0."""
-        return self._slot.table.socket_of(self._slot)[2]
+        return self.slot.table.socket_of(self.slot)[2]
 
     def release(self) -> None:
         """Empty the slot, without waiting; does nothing where it no longer holds this file.
@@ -124,7 +114,7 @@ class DirectDescriptor:
         Requests in flight go on with the file, as they do when a descriptor is closed; what is queued and not
         submitted yet gets EBADF.  `AsyncRing.close()` stops them first.
         """
-        if self._slot.current:
+        if self.slot.current:
             self.table.update(self.index, [None])
 
     def __enter__(self) -> Self:

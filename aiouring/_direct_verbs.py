@@ -234,7 +234,7 @@ class DirectVerbs(Verbs):
 async def close_slot(driver: Driver, slot: Slot) -> None:
     """Close a slot by a request, which names it by its index alone; what is in flight on it has been stopped."""
     if slot.table is not driver.registry.files:
-        raise failure(lib.AU_BAD_SLOT)
+        raise failure(lib.AU_BAD_SLOT, fd=slot)
     request = CloseSlot(slot)
     await driver.perform(request, lib.au_prepare_slot, lib.AU_OP_CLOSE, 0, 0, 0, 0, slot.index, 0)
     request.let_go()

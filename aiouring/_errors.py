@@ -69,8 +69,8 @@ _RULES: dict[int, tuple[type[Exception], str]] = {
     lib.AU_BAD_INDEX: (ValueError, "no such buffer on this ring (index {index})"),
     lib.AU_NOT_LENT: (ValueError, "buffer {index} is not lent to you: it has been released already"),
     lib.AU_BAD_SLOT: (
-        ValueError,
-        "this direct descriptor is not of this ring, or its slot holds another file by now",
+        OSError,
+        "{fd} does not hold this file any more: it was closed, replaced or unregistered; or it is another ring's",
     ),
     lib.AU_RING_FD: (
         ValueError,
@@ -84,7 +84,8 @@ def failure(code: int, doing: str = "", **numbers: Any) -> Exception:
     assert code < 0, code
     if code in _RULES:
         kind, text = _RULES[code]
-        return kind(text.format_map(_Numbers(numbers)))
+        said = text.format_map(_Numbers(numbers))
+        return OSError(errno.EBADF, said) if kind is OSError else kind(said)
     return kernel_error(-code, doing)
 
 

@@ -141,7 +141,7 @@ class CoreRing:
                 raise ValueError(f"{name}={value} is outside {least} to {most}")
         number, how = self._named(fd)
         code = lib.au_prepare(self.raw, user_data, opcode, number, offset, address, length, 0, how)
-        self._checked(code, "filling a request", fd=fd)
+        self._checked(code, "filling a request", fd=number)
 
     def prepare_memory(
         self,
@@ -164,7 +164,9 @@ class CoreRing:
         code = lib.au_prepare_memory(
             self.raw, user_data, opcode, number, memory, capacity, start, wanted, offset, 0, how
         )
-        self._checked(code, "filling a request", capacity=capacity, start=start, length=wanted, offset=offset, fd=fd)
+        self._checked(
+            code, "filling a request", capacity=capacity, start=start, length=wanted, offset=offset, fd=number
+        )
 
     def submit(self) -> list[Completion]:
         """Submit everything filled, without waiting; returns what has completed (at most 512 at once)."""

@@ -113,7 +113,9 @@ class Ring(CoreRing):
             self.raw, user_data, opcode, number, buffer.table, buffer.index, start, wanted, offset, how
         )
         if code < 0:
-            raise failure(code, "filling a request", index=buffer.index, start=start, length=wanted, offset=offset)
+            raise failure(
+                code, "filling a request", fd=number, index=buffer.index, start=start, length=wanted, offset=offset
+            )
 
     def prepare_select(
         self,
@@ -133,7 +135,7 @@ class Ring(CoreRing):
         number, how = self._named(fd)
         code = lib.au_prepare_select(self.raw, user_data, opcode, number, group.raw, length, offset, 0, how)
         if code < 0:
-            raise failure(code, "filling a request", index=group.group_id, length=length, offset=offset)
+            raise failure(code, "filling a request", fd=number, index=group.group_id, length=length, offset=offset)
 
     def submit(self) -> list[Completion]:
         """Submit everything filled, without waiting; returns what has completed (at most 512 at once)."""

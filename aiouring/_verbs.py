@@ -45,7 +45,8 @@ def resolve(file: File) -> tuple[int, Any, int]:
     except AttributeError:
         if not isinstance(file, DirectDescriptor):
             raise
-        return file.slot, None, file.slot.how
+        slot = file.slot
+        return slot, None, slot.how
     if number < 0:
         raise kernel_error(errno.EBADF, "the file has been closed")
     return number, file, 0

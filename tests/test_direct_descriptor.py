@@ -63,8 +63,9 @@ def test_release_empties_the_slot_once(ring: aiouring.Ring) -> None:
         files.update(0, [1])
         descriptor.release()
         assert not files[0].closed
-        with pytest.raises(OSError, match="slot 0 does not hold this file any more"):
-            _ = descriptor.slot
+        with pytest.raises(OSError, match="slot 0 does not hold this file any more") as caught:
+            ring.prepare(aiouring.Opcode.FSYNC, user_data=1, fd=descriptor)
+        assert caught.value.errno == 9
 
 
 def test_what_is_known_of_a_socket(ring: aiouring.Ring) -> None:

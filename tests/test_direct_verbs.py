@@ -4,6 +4,7 @@ import asyncio
 import errno
 import fcntl
 import os
+import resource
 import select
 import socket
 from collections.abc import Iterator
@@ -107,6 +108,33 @@ async def test_the_kernel_picks_until_the_table_is_full(ring: AsyncRing, tmp_pat
         assert sorted(agrees(ring, files)) == [at for at in range(6) if at != made[3].index]
         assert (await ring.openat_direct("/dev/null")).index == made[3].index
         assert len(agrees(ring, files)) == 6
+
+
+async def test_slots_are_no_descriptors(ring: AsyncRing, listener: socket.socket) -> None:
+    """Where the process may have no more descriptors, files and connections still find slots."""
+    with ring.register_files_sparse(4), socket.create_connection(listener.getsockname()):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))
+        filler = []
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                while True:
+                    filler.append(os.dup(0))
+            made = [
+                await ring.openat_direct("/dev/null"),
+                await ring.accept_direct(listener),
+                await ring.socket_direct(),
+            ]
+            with pytest.raises(OSError) as caught:
+                await ring.fixed_fd_install(made[0])
+            assert caught.value.errno == errno.EMFILE
+            with pytest.raises(OSError) as caught:
+                await ring.openat("/dev/null")
+            assert caught.value.errno == errno.EMFILE
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for number in filler:
+                os.close(number)
 
 
 async def test_a_slot_by_number(ring: AsyncRing) -> None:

@@ -217,7 +217,7 @@ def test_another_rings_descriptor(ring: Ring, three: list[int]) -> None:
     """A direct descriptor works on its own ring only, also where both have a file in that slot."""
     with Ring(8) as other, ring.register_files(three) as mine, other.register_files(three) as theirs:
         assert content(ring, mine[0]) == content(other, theirs[0])
-        with pytest.raises(ValueError, match="not of this ring"):
+        with pytest.raises(OSError, match="another ring's"):
             content(ring, theirs[0])
         assert ring.submit() == []
         stale = theirs[0]

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import gc
 import os
+import random
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -431,9 +432,9 @@ async def test_another_rings_slot(new_ring: RingFactory) -> None:
     first, second = await new_ring(), await new_ring()
     with first.register_files([0]) as mine, second.register_files([0]):
         before = second.statistics().submitted
-        with pytest.raises(ValueError, match="not of this ring"):
+        with pytest.raises(OSError, match="another ring's"):
             await second.read(mine[0], bytearray(1), 0)
-        with pytest.raises(ValueError, match="not of this ring"):
+        with pytest.raises(OSError, match="another ring's"):
             await second.close(mine[0])
         assert second.statistics().submitted == before
         assert not mine[0].closed
@@ -503,3 +504,57 @@ async def test_e6_an_old_kernel(ring: AsyncRing) -> None:
         with replaced(do_register=register), pytest.raises(aiouring.UnsupportedKernelError, match=r"Linux 6\.0"):
             files.set_allocation_range(1, 1)
         assert files.statistics().allocation_range == (0, 4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_model_many_tasks_one_table(ring: AsyncRing, tmp_path: Path, seed: int) -> None:
+    """Opened, read, replaced, closed and cancelled at random, each sees its own file, and nothing is left over."""
+    chance = random.Random(seed)
+    for number in range(9):
+        (tmp_path / str(number)).write_text(str(number))
+    spare = [opened(tmp_path / f"spare{number}", b"s") for number in range(2)]
+    refused = done = 0
+
+    async def work() -> None:
+        nonlocal done
+        number = chance.randrange(9)
+        index = chance.choice([None, None, None, 6, 7])
+        descriptor = await ring.openat_direct(tmp_path / str(number), index=index)
+        try:
+            for _ in range(chance.randrange(3)):
+                memory = bytearray(2)
+                assert await ring.read(descriptor, memory, 0) == 1
+                assert memory[:1] == str(number).encode()
+        finally:
+            if chance.random() < 0.5:
+                descriptor.release()
+            else:
+                await ring.close(descriptor)
+        done += 1
+
+    async def update() -> None:
+        entries = [chance.choice([*spare, None]) for _ in range(2)]
+        await ring.files_update(4, entries)
+
+    with ring.register_files_sparse(8) as files:
+        files.set_allocation_range(0, 4)
+        for _ in range(60):
+            tasks = [asyncio.ensure_future(chance.choice([work, work, work, update])()) for _ in range(6)]
+            for _ in range(chance.randrange(12)):
+                await asyncio.sleep(0)
+                if chance.random() < 0.3:
+                    chance.choice(tasks).cancel()
+            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(outcome, aiouring.ResourceBusyError):
+                    refused += 1
+                elif isinstance(outcome, OSError):
+                    assert outcome.errno == errno.ENFILE
+                else:
+                    assert outcome is None or isinstance(outcome, asyncio.CancelledError), outcome
+            agrees(ring, files)
+            assert files.changing == 0
+            assert sorted(set(kernel_slots(ring)) - {4, 5}) == []
+        assert done > 30
+        assert refused > 0
+    for number in spare:
+        os.close(number)
