@@ -149,7 +149,7 @@ class SocketVerbs(Verbs):
         driver.check()
         if sock in self._receiving:
             raise _busy(sock)
-        kind = sock.type if isinstance(sock, socket.socket) else _type_of(number)
+        kind = sock.type if isinstance(sock, socket.socket) else _type_of(sock, number)
         receiving = Receiving(
             driver,
             number,
@@ -247,8 +247,12 @@ class SocketVerbs(Verbs):
             )
 
 
-def _type_of(number: int) -> int:
-    """The type of the socket that a descriptor stands for."""
+def _type_of(sock: File, number: int) -> int:
+    """The type of the socket that a descriptor, or a direct one, stands for."""
+    if isinstance(sock, DirectDescriptor):
+        if not sock.type:
+            raise ValueError(f"the socket type of {sock!r} is not known: it was registered by number")
+        return sock.type
     with socket.socket(fileno=os.dup(number)) as duplicate:
         return duplicate.type
 

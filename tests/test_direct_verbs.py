@@ -422,6 +422,58 @@ async def test_sockets_by_slot(ring: AsyncRing) -> None:
             assert not chunk
 
 
+async def test_streams_by_slot(ring: AsyncRing) -> None:
+    """recv_multishot(): data, the end of the stream, and close() of the slot below it."""
+    pairs = [socket.socketpair() for _ in range(2)]
+    with ring.register_files([pair[0] for pair in pairs]) as files:
+        with ring.register_buffer_ring(count=8, size=16) as group:
+            async with ring.recv_multishot(files[0], group) as stream:
+                for message in (b"one", b"two"):
+                    pairs[0][1].send(message)
+                    with await anext(stream) as chunk:
+                        assert bytes(chunk.view) == message
+                with pytest.raises(aiouring.ResourceBusyError):
+                    await ring.recv_into(files[0], bytearray(1))
+                pairs[0][1].close()
+                with pytest.raises(StopAsyncIteration):
+                    await anext(stream)
+            async with ring.recv_multishot(files[1], group) as stream:
+                await ring.nop()
+                await ring.close(files[1])
+                with pytest.raises(OSError) as caught:
+                    await anext(stream)
+                assert caught.value.errno == errno.ECANCELED
+            files.update(1, [pairs[1][0].fileno()])
+            with pytest.raises(ValueError, match="registered by number"):
+                ring.recv_multishot(files[1], group)
+    for pair in pairs:
+        for end in pair:
+            end.close()
+
+
+async def test_h2_a_stream_is_not_armed_again_on_the_next_file(ring: AsyncRing) -> None:
+    """The armed receive goes on with its file; armed again after the slot got another, it is EBADF."""
+    ours, theirs = socket.socketpair()
+    other, far = socket.socketpair()
+    with ring.register_files([ours]) as files, ring.register_buffer_ring(count=2, size=16) as group:
+        async with ring.recv_multishot(files[0], group, max_pending=1) as stream:
+            await ring.nop()
+            files.update(0, [other])
+            far.send(b"secret")
+            theirs.send(b"old")
+            with await anext(stream) as chunk:
+                assert bytes(chunk.view) == b"old"
+            with pytest.raises(OSError) as caught:
+                for _ in range(3):
+                    theirs.send(b"x" * 16)
+                    with await anext(stream) as chunk:
+                        assert bytes(chunk.view) == b"x" * 16
+            assert caught.value.errno == errno.EBADF
+    assert other.recv(16) == b"secret"
+    for end in (ours, theirs, other, far):
+        end.close()
+
+
 async def test_accept_by_slot(ring: AsyncRing, listener: socket.socket) -> None:
     """accept() on a slot returns an ordinary socket."""
     with ring.register_files([listener]) as files, socket.create_connection(listener.getsockname()) as client:
