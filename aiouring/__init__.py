@@ -4,9 +4,11 @@ from aiouring._abi import CompletionFlags, Features, Opcode, Registration, Setup
 from aiouring._async_ring import AsyncRing, RingStatistics
 from aiouring._buffer_ring import BufferRing, BufferRingStatistics, ProvidedBuffer
 from aiouring._connection import Connection, ConnectionStatistics
+from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._errors import (
     AioUringError,
     BuffersExhaustedError,
+    FilesUpdateError,
     ResourceBusyError,
     RingClosedError,
     RingUnavailableError,
@@ -17,6 +19,7 @@ from aiouring._memory_region import MemoryRegion
 from aiouring._probe import Probe, probe
 from aiouring._receive_stream import ReceiveStream
 from aiouring._registered_buffers import FixedBuffer, RegisteredBuffers, RegisteredBuffersStatistics
+from aiouring._registered_files import RegisteredFiles, RegisteredFilesStatistics
 from aiouring._restrictions import Restrictions
 from aiouring._ring import Completion
 from aiouring._synchronous_ring import Ring
@@ -33,7 +36,9 @@ __all__ = [
     "CompletionFlags",
     "Connection",
     "ConnectionStatistics",
+    "DirectDescriptor",
     "Features",
+    "FilesUpdateError",
     "FixedBuffer",
     "MemoryRegion",
     "Opcode",
@@ -43,6 +48,8 @@ __all__ = [
     "RegisteredBuffers",
     "RegisteredBuffersStatistics",
     "Registration",
+    "RegisteredFiles",
+    "RegisteredFilesStatistics",
     "ResourceBusyError",
     "Restrictions",
     "Ring",

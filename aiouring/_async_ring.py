@@ -13,6 +13,8 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from aiouring._direct_descriptor import DirectDescriptor, Slot
+from aiouring._direct_verbs import DirectVerbs, close_slot
 from aiouring._driver import Driver
 from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._file_verbs import FileVerbs
@@ -47,7 +49,7 @@ class RingStatistics:
     strays: int  # completions nobody was waiting for
 
 
-class AsyncRing(RegistrationVerbs, FileVerbs, SocketVerbs):
+class AsyncRing(RegistrationVerbs, FileVerbs, SocketVerbs, DirectVerbs):
     """One io_uring for one event loop; use it with `async with`, in the loop's thread.
 
     Args:
@@ -184,16 +186,19 @@ class AsyncRing(RegistrationVerbs, FileVerbs, SocketVerbs):
 
     # ---- any descriptor ------------------------------------------------------------------------
 
-    async def close(self, file: int | socket.socket) -> None:
-        """Close a descriptor or socket, after stopping what this ring has in flight on it.
+    async def close(self, file: int | socket.socket | DirectDescriptor) -> None:
+        """Close a descriptor, a socket or a direct descriptor, after stopping what this ring has in flight on it.
 
         Closing alone would not stop it: the kernel goes on with the open file (KERNEL.md C9).  Tasks that
         wait on it get `OSError` (ECANCELED).  Since Linux 5.6.  See io_uring_prep_close(3).
         """
-        number, _, how = resolve(file)
+        number, held, how = resolve(file)
         driver = self._driver or self._bound()
-        await self._stop(driver, number, file)
+        await self._stop(driver, number, held)
         driver.leftovers.forget(number)
+        if isinstance(number, Slot):
+            await close_slot(driver, number)
+            return
         if isinstance(file, socket.socket):
             number, how = file.detach(), 0
         await driver.perform(Close(number), lib.au_prepare, lib.AU_OP_CLOSE, number, 0, 0, 0, 0, how)
@@ -204,20 +209,18 @@ class AsyncRing(RegistrationVerbs, FileVerbs, SocketVerbs):
         Whoever awaits them gets `OSError` (ECANCELED), or the result if it came first.  Returns when the
         kernel is done with all of them.  Since Linux 5.5.  See io_uring_prep_cancel(3).
         """
-        number, _, _ = resolve(file)
-        return await self._stop(self._bound(), number, file)
+        number, held, _ = resolve(file)
+        return await self._stop(self._bound(), number, held)
 
-    async def _stop(self, driver: Driver, number: int, file: Any) -> int:
+    async def _stop(self, driver: Driver, number: int, held: Any) -> int:
         """Stop what is in flight on a file; an object that had the number before is another file."""
         driver.check()
-        known = (None, file)
         requests = [request for request in driver.inflight.values() if request.fd == number]
-        owner = (number, None if isinstance(file, int) else file)
         evicted = sum(
-            group.evict(owner, kernel_error(errno.ECANCELED, "cancelled while it waited for a buffer"))
+            group.evict((number, held), kernel_error(errno.ECANCELED, "cancelled while it waited for a buffer"))
             for group in driver.registry.groups.values()
         )
-        return evicted + await driver.stop([r for r in requests if isinstance(file, int) or r.file in known])
+        return evicted + await driver.stop([r for r in requests if held is None or r.file in (None, held)])
 
     async def poll(self, fd: File, events: int = select.POLLIN) -> int:
         """Wait until one of `events` (`select.POLLIN` ...) is true of a file; returns those that are.

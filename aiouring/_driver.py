@@ -43,6 +43,9 @@ _ARGUMENTS = {
     lib.au_prepare_memory: ("opcode", "fd", "memory", "capacity", "start", "length", "offset"),
     lib.au_prepare_fixed: ("opcode", "fd", "table", "index", "start", "length", "offset"),
     lib.au_prepare_select: ("opcode", "fd", "group", "length", "offset"),
+    lib.au_prepare_slot: ("opcode", "fd", "offset", "length", "flags", "slot"),
+    lib.au_prepare_open: ("fd", "path", "flags", "mode", "slot"),
+    lib.au_prepare_array: ("opcode", "array", "count", "slot", "flags"),
 }
 
 
@@ -199,7 +202,7 @@ class Driver(Turns):
             with self._between_tries(request):
                 identity = identify(request.fd)
                 poll = Request(request.fd, request.file)
-                how = 0 if request.file is not None else lib.AU_GUARD_FD
+                how = 0 if request.file is not None else getattr(request.fd, "how", lib.AU_GUARD_FD)
                 await self.perform(poll, lib.au_prepare, lib.AU_OP_POLL_ADD, request.fd, 0, 0, 0, request.events, how)
                 if identify(request.fd) != identity:
                     raise kernel_error(errno.EBADF, "the file was closed while this waited")

@@ -33,6 +33,12 @@ class UnsupportedKernelError(AioUringError, NotImplementedError):
     """This kernel does not have the feature; the text names the version that does."""
 
 
+class FilesUpdateError(AioUringError, OSError):
+    """The kernel refused one of several files; `updated` slots hold theirs, and the text says what is in the rest."""
+
+    updated = 0
+
+
 class BuffersExhaustedError(AioUringError, RuntimeError):
     """Every buffer is lent out, and the caller asked not to wait for one."""
 
@@ -67,6 +73,10 @@ _RULES: dict[int, tuple[Callable[[str], Exception], str]] = {
     lib.AU_BAD_OFFSET: (ValueError, "offset={offset} is negative; None means the file's own position"),
     lib.AU_BAD_INDEX: (ValueError, "no such buffer on this ring (index {index})"),
     lib.AU_NOT_LENT: (ValueError, "buffer {index} is not lent to you: it has been released already"),
+    lib.AU_BAD_SLOT: (
+        OSError,
+        "{fd} does not hold this file any more: it was closed, replaced or unregistered; or it is another ring's",
+    ),
     lib.AU_RING_FD: (
         ValueError,
         "descriptor {fd} is an io_uring itself: a request on it would never complete",
@@ -83,7 +93,8 @@ def failure(code: int, doing: str = "", **numbers: Any) -> Exception:
     assert code < 0, code
     if code in _RULES:
         kind, text = _RULES[code]
-        return kind(text.format_map(_Numbers(numbers, doing=doing)))
+        said = text.format_map(_Numbers(numbers, doing=doing))
+        return OSError(errno.EBADF, said) if kind is OSError else kind(said)
     return kernel_error(-code, doing)
 
 

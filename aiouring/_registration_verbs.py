@@ -1,9 +1,13 @@
-"""Owns the verbs that register things with the kernel: buffers and buffer rings."""
+"""Owns the verbs that register things with the kernel: buffers, buffer rings and files."""
+
+from collections.abc import Sequence
 
 from aiouring._buffer_ring import BufferRing, OnEmpty
 from aiouring._memory_region import MemoryRegion
 from aiouring._registered_buffers import RegisteredBuffers
-from aiouring._verbs import Bytes, Verbs
+from aiouring._registered_files import MAX_FILES, RegisteredFiles
+from aiouring._ring import check_size
+from aiouring._verbs import Bytes, File, Verbs
 
 
 class RegistrationVerbs(Verbs):
@@ -48,3 +52,27 @@ class RegistrationVerbs(Verbs):
         driver = self._driver or self._bound()
         driver.check()
         return driver.registry.register_region(driver.ring, size=size, memory=memory)
+
+    def register_files(self, files: Sequence[File | None]) -> RegisteredFiles:
+        """Register a table of `files`, descriptors or objects with fileno(), None for an empty slot.
+
+        The kernel holds the files itself: the caller may close them at once.
+
+        Raises:
+            ValueError: no files, or over 1048576.
+            OSError: EBADF for one that is closed or is an io_uring; EMFILE beyond RLIMIT_NOFILE.
+            ResourceBusyError: this ring has a table already.
+
+        Since Linux 5.5.  See io_uring_register_files(3).
+        """
+        driver = self._driver or self._bound()
+        driver.check()
+        return driver.registry.register_files(driver.ring, files)
+
+    def register_files_sparse(self, count: int) -> RegisteredFiles:
+        """Register a table of `count` empty slots, for `openat_direct` and the like to fill.
+
+        Raises what `register_files()` does.  Since Linux 5.5.  See io_uring_register_files_sparse(3).
+        """
+        check_size("count", count, MAX_FILES)
+        return self.register_files([None] * count)

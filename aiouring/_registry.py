@@ -6,11 +6,15 @@ from aiouring._buffer_ring import BufferRing, OnEmpty
 from aiouring._errors import ResourceBusyError
 from aiouring._memory_region import MemoryRegion
 from aiouring._registered_buffers import RegisteredBuffers
+from aiouring._registered_files import RegisteredFiles
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from aiouring._line import Attendant
     from aiouring._ring import CoreRing
+    from aiouring._verbs import File
 
 
 class Registry:
@@ -23,6 +27,7 @@ class Registry:
         self._attendant = attendant
         self.buffers: RegisteredBuffers | None = None
         self.region: MemoryRegion | None = None
+        self.files: RegisteredFiles | None = None
         self.groups: dict[int, BufferRing] = {}  # by group id; this very object for the life of the ring
 
     def register_buffers(self, ring: "CoreRing", *, count: int, size: int) -> RegisteredBuffers:
@@ -31,6 +36,18 @@ class Registry:
             raise ResourceBusyError("this ring has registered buffers already: a ring has one table of them")
         self.buffers = RegisteredBuffers(ring, self._attendant, count, size)
         return self.buffers
+
+    def register_files(self, ring: "CoreRing", files: "Sequence[File | None]") -> RegisteredFiles:
+        """See `AsyncRing.register_files()`."""
+        if self.files is not None:
+            if self.files.registered:
+                raise ResourceBusyError("this ring has registered files already: a ring has one table of them")
+            if self.files.changing:
+                raise ResourceBusyError(
+                    "requests in flight would still change the table of files that was unregistered: await them first"
+                )
+        self.files = RegisteredFiles(ring, files)
+        return self.files
 
     def register_buffer_ring(self, ring: "CoreRing", *, count: int, size: int, on_empty: OnEmpty) -> BufferRing:
         """See `AsyncRing.register_buffer_ring()`."""
@@ -74,9 +91,10 @@ class Registry:
             group.unregister()
         if self.buffers is not None:
             self.buffers.unregister()
+        if self.files is not None:
+            self.files.unregister()
 
     def forget(self) -> None:
         """The ring is closed: leave what was registered to those who still use its memory."""
         self.groups.clear()
-        self.buffers = None
-        self.region = None
+        self.buffers = self.files = self.region = None

@@ -18,6 +18,7 @@ import os
 import select
 from typing import TYPE_CHECKING, Any
 
+from aiouring._direct_descriptor import Slot
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
@@ -175,8 +176,8 @@ class ProvidedReceive(Request):
 class Leftovers:
     """Bytes that arrived for a receive which had been cancelled, until the next receive on that file.
 
-    Kept under the descriptor's number together with the file's identity, so that a file which gets the
-    number later never sees them.
+    Kept under the descriptor's number (or the slot's) together with the file's identity, so that a file which gets
+    the number later never sees them.
     """
 
     def __init__(self) -> None:
@@ -188,26 +189,28 @@ class Leftovers:
             identity = identify(fd)
         except OSError:
             return  # closed: no receive will follow
-        before = self.kept.get(fd)
+        before = self.kept.get(int(fd))
         if before is not None and before[0] == identity:
             data = before[1] + data
-        self.kept[fd] = (identity, data)
+        self.kept[int(fd)] = (identity, data)
 
     def take(self, fd: int, most: int) -> bytes:
         """The first `most` bytes kept for `fd`, taken out; empty if there are none."""
-        identity, data = self.kept.pop(fd, (None, b""))
+        identity, data = self.kept.pop(int(fd), (None, b""))
         if identity is None or identity != identify(fd):
             return b""
         if len(data) > most:
-            self.kept[fd] = (identity, data[most:])
+            self.kept[int(fd)] = (identity, data[most:])
         return data[:most]
 
     def forget(self, fd: int) -> None:
         """The file is being closed."""
-        self.kept.pop(fd, None)
+        self.kept.pop(int(fd), None)
 
 
 def identify(fd: int) -> tuple[int, int]:
-    """Which file a descriptor stands for: its device and inode."""
+    """Which file a descriptor stands for: its device and inode, or what a slot has in their place."""
+    if isinstance(fd, Slot):
+        return fd.identity()
     status = os.fstat(fd)
     return status.st_dev, status.st_ino

@@ -16,6 +16,7 @@ from aiouring._setup import BLOCKED, DEFAULT_TASK_RUN, PROFILES, TaskRun, set_up
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
+    from aiouring._direct_descriptor import DirectDescriptor
     from aiouring._uring import CRing
 
 MAX_ENTRIES = 32768
@@ -175,7 +176,7 @@ class CoreRing:
         opcode: int,
         *,
         user_data: int,
-        fd: int = -1,
+        fd: "int | DirectDescriptor" = -1,
         offset: int = 0,
         address: int = 0,
         length: int = 0,
@@ -200,9 +201,9 @@ class CoreRing:
             raise ValueError(f"prepare() is for operations without memory, and opcode {opcode} would use an address")
         if flags & ~_FREE_FLAGS:
             raise ValueError(f"{flags & ~_FREE_FLAGS!r} is not for prepare()")
-        how = self._guard(fd) | flags
-        code = lib.au_prepare(self.raw, user_data, opcode, fd, offset, address, length, op_flags, how)
-        self._checked(code, "filling a request", fd=fd)
+        number, how = self._named(fd)
+        code = lib.au_prepare(self.raw, user_data, opcode, number, offset, address, length, op_flags, how | flags)
+        self._checked(code, "filling a request", fd=number)
 
     def prepare_memory(
         self,
@@ -210,7 +211,7 @@ class CoreRing:
         memory: Any,
         *,
         user_data: int,
-        fd: int,
+        fd: "int | DirectDescriptor",
         offset: int = -1,
         start: int = 0,
         length: int | None = None,
@@ -225,10 +226,13 @@ class CoreRing:
             raise TypeError("the memory must be an array: the length of what a pointer points to is not known")
         capacity = ffi.sizeof(memory)
         wanted = capacity - start if length is None else length
+        number, how = self._named(fd)
         code = lib.au_prepare_memory(
-            self.raw, user_data, opcode, fd, memory, capacity, start, wanted, offset, 0, self._guard(fd)
+            self.raw, user_data, opcode, number, memory, capacity, start, wanted, offset, 0, how
         )
-        self._checked(code, "filling a request", capacity=capacity, start=start, length=wanted, offset=offset, fd=fd)
+        self._checked(
+            code, "filling a request", capacity=capacity, start=start, length=wanted, offset=offset, fd=number
+        )
 
     def submit(self) -> list[Completion]:
         """Submit everything filled, without waiting; returns what has completed (at most 512 at once)."""
@@ -243,8 +247,12 @@ class CoreRing:
             yield Completion(*values[at : at + 3])
 
     @staticmethod
-    def _guard(fd: int) -> int:
-        return lib.AU_GUARD_FD if fd >= 0 else 0
+    def _named(fd: "int | DirectDescriptor") -> tuple[int, int]:
+        """The number that stands for the file in a request, and how the C core is to treat it."""
+        if isinstance(fd, int):
+            return fd, lib.AU_GUARD_FD if fd >= 0 else 0
+        slot = fd.slot
+        return slot, slot.how
 
     @staticmethod
     def _checked(code: int, doing: str, **numbers: Any) -> int:

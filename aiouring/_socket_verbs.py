@@ -8,6 +8,7 @@ from typing import Any
 
 from aiouring._address import pack_address
 from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer, end_of_stream, private_copy
+from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._multishot import Receiving, most_pending
 from aiouring._receive_stream import ReceiveStream
@@ -48,13 +49,15 @@ class SocketVerbs(Verbs):
         connection.setblocking(False)  # noqa: FBT003 - the standard library's signature
         return connection
 
-    async def connect(self, sock: socket.socket, address: Any) -> None:
+    async def connect(self, sock: socket.socket | DirectDescriptor, address: Any) -> None:
         """Connect to `address`, written as for `socket.connect()`; host names are resolved by the loop.
 
         After a cancellation the socket's state is undefined: close it.  Since Linux 5.5.  See
         io_uring_prep_connect(3).
         """
         driver = self._driver or self._bound()
+        if not sock.family:
+            raise ValueError(f"the address family of {sock!r} is not known: it was registered by number")
         try:
             packed = pack_address(sock.family, address)
         except OSError:
@@ -146,7 +149,7 @@ class SocketVerbs(Verbs):
         driver.check()
         if sock in self._receiving:
             raise _busy(sock)
-        kind = sock.type if isinstance(sock, socket.socket) else _type_of(number)
+        kind = sock.type if isinstance(sock, socket.socket) else _type_of(sock, number)
         receiving = Receiving(
             driver,
             number,
@@ -244,8 +247,12 @@ class SocketVerbs(Verbs):
             )
 
 
-def _type_of(number: int) -> int:
-    """The type of the socket that a descriptor stands for."""
+def _type_of(sock: File, number: int) -> int:
+    """The type of the socket that a descriptor, or a direct one, stands for."""
+    if isinstance(sock, DirectDescriptor):
+        if not sock.type:
+            raise ValueError(f"the socket type of {sock!r} is not known: it was registered by number")
+        return sock.type
     with socket.socket(fileno=os.dup(number)) as duplicate:
         return duplicate.type
 

@@ -11,18 +11,20 @@ import contextlib
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, Self
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from aiouring._abi import Opcode, SubmissionFlags
 from aiouring._buffer_ring import BufferRing
+from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._errors import AioUringError, ResourceBusyError, failure
 from aiouring._features import require
 from aiouring._memory_region import MemoryRegion
 from aiouring._registered_buffers import FixedBuffer, RegisteredBuffers
+from aiouring._registered_files import MAX_FILES, RegisteredFiles
 from aiouring._registry import Registry
 from aiouring._restrictions import Restrictions
-from aiouring._ring import Completion
+from aiouring._ring import Completion, check_size
 from aiouring._setup import TaskRun
 from aiouring._uring import ffi, lib
 from aiouring._waits import Clock, WaitingRing
@@ -35,6 +37,9 @@ GRAVEYARD: list[Any] = []
 _CLOSE_TIMEOUT = 5.0
 _CANCELLED = 2**64 - 1  # the user_data of the cancels that closing submits
 _NO_FLAGS = SubmissionFlags(0)
+
+if TYPE_CHECKING:
+    from aiouring._verbs import File
 
 
 class _Unattended:
@@ -143,6 +148,15 @@ class Ring(WaitingRing):
         assert region is not None  # the C core has wait arguments
         return region.get_wait(argument)
 
+    def register_files(self, files: "Sequence[File | None]") -> RegisteredFiles:
+        """Register a table of `files`, None for gaps; as `AsyncRing.register_files()`."""
+        return self._registry.register_files(self, files)
+
+    def register_files_sparse(self, count: int) -> RegisteredFiles:
+        """Register a table of `count` empty slots; as `AsyncRing.register_files_sparse()`."""
+        check_size("count", count, MAX_FILES)
+        return self._registry.register_files(self, [None] * count)
+
     # ---- preparing -----------------------------------------------------------------------------
 
     @property
@@ -176,7 +190,7 @@ class Ring(WaitingRing):
         opcode: int,
         *,
         user_data: int,
-        fd: int = -1,
+        fd: "int | DirectDescriptor" = -1,
         offset: int = 0,
         address: int = 0,
         length: int = 0,
@@ -219,7 +233,7 @@ class Ring(WaitingRing):
         memory: Any,
         *,
         user_data: int,
-        fd: int,
+        fd: "int | DirectDescriptor",
         offset: int = -1,
         start: int = 0,
         length: int | None = None,
@@ -248,7 +262,7 @@ class Ring(WaitingRing):
         buffer: FixedBuffer,
         *,
         user_data: int,
-        fd: int,
+        fd: int | DirectDescriptor,
         offset: int = -1,
         start: int = 0,
         length: int | None = None,
@@ -260,17 +274,27 @@ class Ring(WaitingRing):
         wanted = len(buffer) - start if length is None else length
         self._hold(user_data, buffer)
         try:
+            number, how = self._named(fd)
             code = lib.au_prepare_fixed(
-                self.raw, user_data, opcode, fd, buffer.table, buffer.index, start, wanted, offset, self._guard(fd)
+                self.raw, user_data, opcode, number, buffer.table, buffer.index, start, wanted, offset, how
             )
             if code < 0:
-                raise failure(code, "filling a request", index=buffer.index, start=start, length=wanted, offset=offset)
+                raise failure(
+                    code, "filling a request", fd=number, index=buffer.index, start=start, length=wanted, offset=offset
+                )
         except BaseException:
             self._not_filled(user_data)
             raise
 
     def prepare_select(
-        self, opcode: int, group: BufferRing, *, user_data: int, fd: int, offset: int = 0, length: int = 0
+        self,
+        opcode: int,
+        group: BufferRing,
+        *,
+        user_data: int,
+        fd: int | DirectDescriptor,
+        offset: int = 0,
+        length: int = 0,
     ) -> None:
         """Fill one entry that receives into a buffer of `group`, which the kernel picks; `length` 0 is all of it.
 
@@ -279,9 +303,10 @@ class Ring(WaitingRing):
         """
         self._hold(user_data, group)
         try:
-            code = lib.au_prepare_select(self.raw, user_data, opcode, fd, group.raw, length, offset, 0, self._guard(fd))
+            number, how = self._named(fd)
+            code = lib.au_prepare_select(self.raw, user_data, opcode, number, group.raw, length, offset, 0, how)
             if code < 0:
-                raise failure(code, "filling a request", index=group.group_id, length=length, offset=offset)
+                raise failure(code, "filling a request", fd=number, index=group.group_id, length=length, offset=offset)
         except BaseException:
             self._not_filled(user_data)
             raise

@@ -160,6 +160,40 @@ class _Lib:
     def au_prepare_multishot(
         self, ring: CRing, user_data: int, opcode: int, fd: int, group: CGroup, total: int, how: int, /
     ) -> int: ...
+    def au_prepare_slot(
+        self,
+        ring: CRing,
+        user_data: int,
+        opcode: int,
+        fd: int,
+        offset: int,
+        length: int,
+        op_flags: int,
+        slot: int,
+        how: int,
+        /,
+    ) -> int: ...
+    def au_prepare_open(
+        self, ring: CRing, user_data: int, fd: int, path: CMemory, flags: int, mode: int, slot: int, how: int, /
+    ) -> int: ...
+    def au_prepare_array(
+        self,
+        ring: CRing,
+        user_data: int,
+        opcode: int,
+        array: CMemory,
+        count: int,
+        slot: int,
+        op_flags: int,
+        how: int,
+        /,
+    ) -> int: ...
+    def au_files_register(self, ring: CRing, fds: CMemory, count: int, /) -> int: ...
+    def au_files_unregister(self, ring: CRing, /) -> int: ...
+    def au_files_update(self, ring: CRing, index: int, fds: CMemory, count: int, /) -> int: ...
+    def au_slot_serial(self, ring: CRing, index: int, /) -> int: ...
+    def au_slot_set(self, ring: CRing, index: int, serial: int, /) -> int: ...
+    def au_slots_used(self, ring: CRing, /) -> int: ...
     def au_buffers_init(
         self, buffers: CBuffers, ring: CRing, base: CMemory, size: int, stride: int, count: int, /
     ) -> None: ...
@@ -289,6 +323,11 @@ class _Lib:
     AU_CANCEL_FD: Final[int]
     AU_CANCEL_ANY: Final[int]
     AU_FSYNC_DATASYNC: Final[int]
+    AU_AT_FDCWD: Final[int]
+    AU_FIXED_FD_NO_CLOEXEC: Final[int]
+    AU_FILES_EMPTY: Final[int]
+    AU_FILES_SKIP: Final[int]
+    AU_FILE_INDEX_ALLOC: Final[int]
     AU_SQ_CQ_OVERFLOW: Final[int]
     AU_SQ_TASKRUN: Final[int]
     AU_CQ_EVENTFD_DISABLED: Final[int]
@@ -327,6 +366,7 @@ class _Lib:
     AU_MAX_TRANSFER: Final[int]
     AU_MAX_BUFFERS: Final[int]
     AU_MAX_BUFFER_BYTES: Final[int]
+    AU_MAX_FILES: Final[int]
     AU_MAX_GROUP_ENTRIES: Final[int]
     AU_MAX_GROUP_ID: Final[int]
     AU_CLOSED: Final[int]
@@ -340,11 +380,14 @@ class _Lib:
     AU_NOT_LENT: Final[int]
     AU_RING_FD: Final[int]
     AU_FORBIDDEN: Final[int]
+    AU_BAD_SLOT: Final[int]
     AU_AGAIN: Final[int]
     AU_EVENTS_MAX: Final[int]
     AU_GUARD_FD: Final[int]
     AU_SLOTS_AT_ONCE: Final[int]
     AU_RING_ENABLED: Final[int]
+    AU_FIRST_SLOT: Final[int]
+    AU_SLOT_FILLED: Final[int]
 
 ffi: _FFI
 lib: _Lib

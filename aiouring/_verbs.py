@@ -3,6 +3,7 @@
 import errno
 from typing import Any, Protocol, TypeAlias
 
+from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._driver import Driver
 from aiouring._errors import kernel_error
 from aiouring._lease import Lease
@@ -16,7 +17,7 @@ class HasFileno(Protocol):
         """Its descriptor."""
 
 
-File: TypeAlias = int | HasFileno
+File: TypeAlias = int | HasFileno | DirectDescriptor
 Bytes: TypeAlias = Any  # any C-contiguous buffer: bytes, bytearray, memoryview, array, mmap, numpy array ...
 
 
@@ -31,12 +32,21 @@ class Verbs:
 
 
 def resolve(file: File) -> tuple[int, Any, int]:
-    """The descriptor, the object to hold (None for a bare number), and how the C core is to treat it."""
+    """The descriptor, the object to hold (None for a bare number or a slot), and how the C core is to treat it.
+
+    A slot needs no object: the C core knows which file it holds, and every change of it goes through our hands.
+    """
     if isinstance(file, int):
         if file < 0:
             raise kernel_error(errno.EBADF, f"descriptor {file}")
         return file, None, lib.AU_GUARD_FD
-    number = file.fileno()
+    try:
+        number = file.fileno()  # type: ignore[union-attr]  # an isinstance() would cost every request
+    except AttributeError:
+        if not isinstance(file, DirectDescriptor):
+            raise
+        slot = file.slot
+        return slot, None, slot.how
     if number < 0:
         raise kernel_error(errno.EBADF, "the file has been closed")
     return number, file, 0

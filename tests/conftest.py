@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import uvloop
+from registered_slots import agrees
 
 import aiouring
 from aiouring._driver import GRAVEYARD, LIVE
@@ -184,6 +185,10 @@ def check_idle(ring: aiouring.AsyncRing) -> None:
         assert found.waiting == 0, found
     if driver.registry.buffers is not None:
         assert driver.registry.buffers.statistics().in_use == 0, driver.registry.buffers.statistics()
+    if driver.registry.files is not None:
+        assert driver.registry.files.changing == 0, driver.registry.files.statistics()
+        if driver.registry.files.registered:
+            agrees(ring, driver.registry.files)
     lines = Path(f"/proc/self/fdinfo/{driver.ring.fd}").read_text().splitlines()
     for title in ("PollList:", "CqOverflowList:"):
         if title in lines:

@@ -27,7 +27,13 @@ from aiouring._uring import ffi, lib
 
 RECEIVES = (lib.AU_OP_READ, lib.AU_OP_RECV, lib.AU_OP_READ_FIXED)
 SENDS = (lib.AU_OP_WRITE, lib.AU_OP_SEND, lib.AU_OP_WRITE_FIXED)
-UNREMARKABLE = (lib.AU_REGISTER_ENABLE_RINGS, lib.AU_REGISTER_BUFFERS, lib.AU_UNREGISTER_BUFFERS)
+UNREMARKABLE = (
+    lib.AU_REGISTER_ENABLE_RINGS,
+    lib.AU_REGISTER_BUFFERS,
+    lib.AU_UNREGISTER_BUFFERS,
+    lib.AU_REGISTER_FILES,
+    lib.AU_UNREGISTER_FILES,
+)
 STOPPED, DONE, LATER = "stopped", "done", "later"
 
 
@@ -187,7 +193,7 @@ class SimulatedKernel:
                 self.queues.flush()
             return taken
 
-    def _register(self, fd: int, opcode: int, argument: Any, _count: int) -> int:
+    def _register(self, fd: int, opcode: int, argument: Any, count: int) -> int:
         assert fd == self.queues.fd
         if opcode in (lib.AU_REGISTER_EVENTFD, lib.AU_UNREGISTER_EVENTFD):
             self.queues.watch(ffi.cast("int *", argument)[0] if opcode == lib.AU_REGISTER_EVENTFD else -1)
@@ -196,6 +202,8 @@ class SimulatedKernel:
             self.groups[registration.bgid] = Group(registration)
         elif opcode == lib.AU_UNREGISTER_PBUF_RING:
             return 0 if self.groups.pop(ffi.cast("struct au_buf_reg *", argument).bgid, None) else -errno.ENOENT
+        elif opcode == lib.AU_REGISTER_FILES_UPDATE:
+            return count  # `streams` has what the file in a slot says under the slot's index
         elif opcode == lib.AU_REGISTER_PROBE:
             probe = ffi.cast("struct au_probe *", argument)
             probe.ops_len, probe.ops[0].flags = 1, 1  # NOP

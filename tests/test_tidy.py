@@ -17,8 +17,9 @@ PACKAGE = ROOT / "aiouring"
 FLOORS = [
     ["_uring"],
     ["_errors", "_abi", "_setup", "_restrictions", "_ring", "_waits", "_features", "_probe"],
-    ["_line", "_lease", "_registered_buffers", "_buffer_ring", "_memory_region", "_registry"],
-    ["_request", "_turns", "_multishot", "_sending", "_driver"],
+    ["_line", "_lease", "_registered_buffers", "_direct_descriptor", "_registered_files", "_buffer_ring"],
+    ["_memory_region", "_registry"],
+    ["_request", "_slot_requests", "_turns", "_multishot", "_sending", "_driver"],
     [
         "_address",
         "_receive_stream",
@@ -26,6 +27,7 @@ FLOORS = [
         "_file_verbs",
         "_socket_verbs",
         "_registration_verbs",
+        "_direct_verbs",
         "_async_ring",
         "_synchronous_ring",
     ],

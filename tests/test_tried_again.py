@@ -103,3 +103,21 @@ async def test_e5_memory_is_free_when_its_await_returns(profile: TaskRun) -> Non
             finally:
                 at.kernel.ended.add(other.fileno())
                 await at.end(poll)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_h9_on_a_registered_file(profile: TaskRun, replaced: bool) -> None:
+    """The poll is on the slot; a file that takes its place in the meantime is not read: EBADF."""
+    async with stage(profile, EAGAIN_FIRST) as at:
+        with at.ring.register_files([None, at.socket]) as files:
+            task = await at.started(at.ring.recv_into(files[1], bytearray(5)))
+            assert [(operation.opcode, operation.fd) for operation in at.kernel.pending] == [(lib.AU_OP_POLL_ADD, 1)]
+            if replaced:
+                files.update(1, [at.socket])
+            at.kernel.streams[1] += b"hello"
+            await at.end(task)
+            if replaced:
+                assert isinstance(error := task.exception(), OSError)
+                assert error.errno == errno.EBADF
+            else:
+                assert task.result() > 0

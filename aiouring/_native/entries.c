@@ -66,12 +66,24 @@ int au_ring_disarm(au_ring *ring, uint64_t user_data)
     return 0;
 }
 
+/* ---- slots of the table of registered files ---------------------------------------------------- */
+
+/* The index that `fd` stands for, if the slot holds the very file that is meant. */
+static int slot_index(const au_ring *ring, int fd, uint32_t serial)
+{
+    uint32_t index = (uint32_t)fd - (uint32_t)AU_FIRST_SLOT;
+    if (index >= ring->slot_count || serial == 0 || ring->slots[index] != serial)
+        return AU_BAD_SLOT;
+    return (int)index;
+}
+
 /* ---- filling submission entries --------------------------------------------------------------- */
 
 /* `how` is AU_SQE_* flags in the low byte, with AU_GUARD_FD where the file was named by number, and what
- * goes into ioprio (AU_RECVSEND_* ...) in the upper half.
+ * goes into ioprio (AU_RECVSEND_* ...) in bits 16 to 31.  With AU_SQE_FIXED_FILE `fd` is AU_FIRST_SLOT + index,
+ * and bits 32 to 63 are the serial of the file that is meant.
  * On success the entry counts as filled: the caller writes the rest and must not fail any more. */
-static int next_entry(au_ring *ring, uint64_t user_data, int opcode, int fd, unsigned how,
+static int next_entry(au_ring *ring, uint64_t user_data, int opcode, int fd, uint64_t how,
                       struct au_sqe **entry)
 {
     int rc = au_ring_check(ring);
@@ -80,10 +92,13 @@ static int next_entry(au_ring *ring, uint64_t user_data, int opcode, int fd, uns
     if (ring->filled - load(ring->sq_head) >= ring->sq_entries)
         return AU_FULL;
     int guarded = 0;
-    if (how & AU_GUARD_FD) {
-        guarded = guard(ring, fd);
-        if (guarded < 0)
-            return guarded;
+    if (how & (AU_GUARD_FD | AU_SQE_FIXED_FILE)) {
+        if (how & AU_SQE_FIXED_FILE)
+            rc = fd = slot_index(ring, fd, (uint32_t)(how >> 32));
+        else
+            rc = guarded = guard(ring, fd);
+        if (rc < 0)
+            return rc;
     }
     uint32_t slot = ring->filled & ring->sq_mask;
     struct au_sqe *sqe = &ring->sqes[slot];
@@ -112,7 +127,7 @@ static uint32_t clamp(int64_t length)
 }
 
 int au_prepare(au_ring *ring, uint64_t user_data, int opcode, int fd, int64_t offset,
-               uint64_t address, uint32_t length, uint32_t op_flags, unsigned how)
+               uint64_t address, uint32_t length, uint32_t op_flags, uint64_t how)
 {
     struct au_sqe *sqe;
     int rc = next_entry(ring, user_data, opcode, fd, how, &sqe);
@@ -127,7 +142,7 @@ int au_prepare(au_ring *ring, uint64_t user_data, int opcode, int fd, int64_t of
 
 int au_prepare_memory(au_ring *ring, uint64_t user_data, int opcode, int fd, const void *memory,
                       int64_t capacity, int64_t start, int64_t length, int64_t offset,
-                      uint32_t op_flags, unsigned how)
+                      uint32_t op_flags, uint64_t how)
 {
     struct au_sqe *sqe;
     if (!inside(capacity, start, length))
@@ -145,7 +160,7 @@ int au_prepare_memory(au_ring *ring, uint64_t user_data, int opcode, int fd, con
 }
 
 int au_prepare_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd, au_buffers *buffers,
-                     uint32_t index, int64_t start, int64_t length, int64_t offset, unsigned how)
+                     uint32_t index, int64_t start, int64_t length, int64_t offset, uint64_t how)
 {
     struct au_sqe *sqe;
     if (buffers->ring != ring || index >= buffers->count)
@@ -169,7 +184,7 @@ int au_prepare_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd, au_b
 }
 
 int au_prepare_select(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
-                      int64_t length, int64_t offset, uint32_t op_flags, unsigned how)
+                      int64_t length, int64_t offset, uint32_t op_flags, uint64_t how)
 {
     struct au_sqe *sqe;
     if (group->ring != ring)
@@ -190,10 +205,76 @@ int au_prepare_select(au_ring *ring, uint64_t user_data, int opcode, int fd, au_
 
 /* A receive that stays armed; `total` bytes end it, 0 is no limit. */
 int au_prepare_multishot(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
-                         uint32_t total, unsigned how)
+                         uint32_t total, uint64_t how)
 {
     int rc = au_prepare_select(ring, user_data, opcode, fd, group, 0, 0, 0, how | AU_RECV_MULTISHOT << 16);
     if (rc == 0)
         ring->sqes[(ring->filled - 1) & ring->sq_mask].file_index = (int32_t)total; /* optlen, here */
     return rc;
+}
+
+/* Into `file_index` goes 1 + a slot, 0 for an ordinary descriptor, or AU_FILE_INDEX_ALLOC.  Python says -1 for the
+ * ordinary descriptor, and keeps the ownership of slots: which may be filled, and which is about to be. */
+static bool slot_fits(const au_ring *ring, int64_t slot, uint32_t count)
+{
+    return slot == -1 || slot == AU_FILE_INDEX_ALLOC || (slot >= 0 && slot + count <= ring->slot_count);
+}
+
+/* An operation without memory whose result goes into a slot, or that closes one: socket, accept, close. */
+int au_prepare_slot(au_ring *ring, uint64_t user_data, int opcode, int fd, int64_t offset, uint32_t length,
+                    uint32_t op_flags, int64_t slot, uint64_t how)
+{
+    struct au_sqe *sqe;
+    if (!slot_fits(ring, slot, 1))
+        return AU_BAD_SLOT;
+    int rc = next_entry(ring, user_data, opcode, fd, how, &sqe);
+    if (rc < 0)
+        return rc;
+    sqe->off = (uint64_t)offset;
+    sqe->len = length;
+    sqe->op_flags = op_flags;
+    sqe->file_index = (int32_t)(slot == AU_FILE_INDEX_ALLOC ? slot : slot + 1);
+    return 0;
+}
+
+/* `path` is copied by the kernel when the entry is submitted; the request keeps it until it ends. */
+int au_prepare_open(au_ring *ring, uint64_t user_data, int fd, const char *path, uint32_t flags, uint32_t mode,
+                    int64_t slot, uint64_t how)
+{
+    struct au_sqe *sqe;
+    if (!slot_fits(ring, slot, 1))
+        return AU_BAD_SLOT;
+    int rc = next_entry(ring, user_data, AU_OP_OPENAT, fd, how, &sqe);
+    if (rc < 0)
+        return rc;
+    sqe->addr = (uint64_t)(uintptr_t)path;
+    sqe->len = mode;
+    sqe->op_flags = flags;
+    sqe->file_index = (int32_t)(slot == AU_FILE_INDEX_ALLOC ? slot : slot + 1);
+    return 0;
+}
+
+/* An operation on an array of descriptors or slots, which the kernel reads and may write until the completion:
+ * pipe (two of them, written), files_update (`count` of them; written where `slot` is AU_FILE_INDEX_ALLOC). */
+int au_prepare_array(au_ring *ring, uint64_t user_data, int opcode, int32_t *array, uint32_t count, int64_t slot,
+                     uint32_t op_flags, unsigned how)
+{
+    struct au_sqe *sqe;
+    if (!slot_fits(ring, slot, count) || (slot == -1 && opcode != AU_OP_PIPE))
+        return AU_BAD_SLOT;
+    if (opcode == AU_OP_PIPE && count != 2)
+        return AU_BAD_LENGTH;
+    int rc = next_entry(ring, user_data, opcode, -1, how, &sqe);
+    if (rc < 0)
+        return rc;
+    sqe->addr = (uint64_t)(uintptr_t)array;
+    if (opcode == AU_OP_PIPE) {
+        sqe->fd = 0;
+        sqe->op_flags = op_flags;
+        sqe->file_index = (int32_t)(slot == AU_FILE_INDEX_ALLOC ? slot : slot + 1);
+    } else {
+        sqe->len = count;
+        sqe->off = (uint64_t)slot; /* AU_FILE_INDEX_ALLOC here as well */
+    }
+    return 0;
 }

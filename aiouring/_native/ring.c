@@ -93,6 +93,9 @@ static void let_go(au_ring *ring)
     close_eventfds(ring);
     free(ring->guard_of);
     free(ring->sender_table);
+    free(ring->slots);
+    ring->slots = NULL;
+    ring->slot_count = 0;
     ring->guard_of = NULL;
     ring->sender_table = NULL;
     ring->sender_slots = 0;

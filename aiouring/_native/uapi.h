@@ -74,6 +74,20 @@ struct au_buf_reg {
     uint64_t reserved[3];
 };
 
+/* The argument of AU_REGISTER_FILES_UPDATE. */
+struct au_files_update {
+    uint32_t offset;
+    uint32_t reserved;
+    uint64_t fds; /* an array of int32_t */
+};
+
+/* The slots that AU_FILE_INDEX_ALLOC picks from.  Since Linux 6.0. */
+struct au_file_index_range {
+    uint32_t off;
+    uint32_t len;
+    uint64_t reserved;
+};
+
 struct au_buf_status {
     uint32_t buf_group;
     uint32_t head;
@@ -276,6 +290,17 @@ enum {
 
 enum { AU_FSYNC_DATASYNC = 1u << 0 };
 
+enum { AU_AT_FDCWD = -100 }; /* where a directory is expected: the working directory */
+
+enum { AU_FIXED_FD_NO_CLOEXEC = 1u << 0 }; /* since Linux 6.8 */
+
+enum {
+    AU_FILES_EMPTY = -1, /* in an array of descriptors: this slot is to be empty */
+    AU_FILES_SKIP = -2,  /* ... is to stay as it is; since Linux 5.12 */
+};
+
+enum { AU_FILE_INDEX_ALLOC = 0xffffffffu }; /* the kernel picks the slot; since Linux 5.19 */
+
 enum {
     AU_SQ_CQ_OVERFLOW = 1u << 1,
     AU_SQ_TASKRUN = 1u << 2,
@@ -333,6 +358,7 @@ enum {
 #define AU_MAX_TRANSFER 0x7ffff000LL
 #define AU_MAX_BUFFERS 16384
 #define AU_MAX_BUFFER_BYTES (1LL << 30)
+#define AU_MAX_FILES (1 << 20)
 #define AU_MAX_GROUP_ENTRIES 32768
 #define AU_MAX_GROUP_ID 65535
 
@@ -347,6 +373,8 @@ _Static_assert(sizeof(struct au_params) == 120, "au_params");
 _Static_assert(sizeof(struct au_buf) == 16, "au_buf");
 _Static_assert(sizeof(struct au_buf_reg) == 40, "au_buf_reg");
 _Static_assert(sizeof(struct au_buf_status) == 40, "au_buf_status");
+_Static_assert(sizeof(struct au_files_update) == 16, "au_files_update");
+_Static_assert(sizeof(struct au_file_index_range) == 16, "au_file_index_range");
 _Static_assert(sizeof(struct au_probe_op) == 8, "au_probe_op");
 _Static_assert(sizeof(struct au_probe) == 16 + 256 * 8, "au_probe");
 _Static_assert(sizeof(struct au_getevents_arg) == 24, "au_getevents_arg");
@@ -373,6 +401,8 @@ AU_ASSERT_OFFSET(au_params, cq_off, 80);
 AU_ASSERT_OFFSET(au_sq_offsets, array, 24);
 AU_ASSERT_OFFSET(au_cq_offsets, cqes, 20);
 AU_ASSERT_OFFSET(au_cq_offsets, flags, 24);
+AU_ASSERT_OFFSET(au_files_update, fds, 8);
+AU_ASSERT_OFFSET(au_file_index_range, len, 4);
 AU_ASSERT_OFFSET(au_buf, bid, 12);
 AU_ASSERT_OFFSET(au_buf, reserved, 14);
 AU_ASSERT_OFFSET(au_buf_reg, bgid, 12);

@@ -1,5 +1,5 @@
 /* The C core owns the memory shared with the kernel: the two queues, the table of registered buffers
- * and the rings of provided buffers.  Python sees integers and opaque handles, never an address it
+ * and the rings of provided buffers; and the table that says which file is in which slot.  Python sees integers and opaque handles, never an address it
  * could get wrong.
  *
  * How this fits together
@@ -40,4 +40,5 @@
 #include "buffers.c"
 #include "groups.c"
 #include "senders.c"
+#include "files.c"
 #include "turn.c"

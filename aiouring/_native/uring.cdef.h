@@ -3,10 +3,12 @@
 /* Rule violations, outside the range of errno. */
 enum au_rule {
     AU_CLOSED, AU_FORKED, AU_WRONG_THREAD, AU_DISABLED, AU_FULL,
-    AU_BAD_LENGTH, AU_BAD_OFFSET, AU_BAD_INDEX, AU_NOT_LENT, AU_RING_FD, AU_FORBIDDEN, ...
+    AU_BAD_LENGTH, AU_BAD_OFFSET, AU_BAD_INDEX, AU_NOT_LENT, AU_RING_FD, AU_FORBIDDEN, AU_BAD_SLOT, ...
 };
 
 enum { AU_AGAIN = ..., AU_EVENTS_MAX = ..., AU_GUARD_FD = ..., AU_SLOTS_AT_ONCE = ..., AU_RING_ENABLED = ... };
+enum { AU_FIRST_SLOT = ... };
+enum { AU_SLOT_FILLED = ... };
 
 typedef struct au_ring {
     int fd;
@@ -77,17 +79,31 @@ int au_ring_wait_slot(au_ring *ring, unsigned min_complete, uint32_t slot, unsig
 int au_ring_close(au_ring *ring);
 
 int au_prepare(au_ring *ring, uint64_t user_data, int opcode, int fd, int64_t offset,
-               uint64_t address, uint32_t length, uint32_t op_flags, unsigned how);
+               uint64_t address, uint32_t length, uint32_t op_flags, uint64_t how);
 int au_prepare_memory(au_ring *ring, uint64_t user_data, int opcode, int fd, const void *memory,
                       int64_t capacity, int64_t start, int64_t length, int64_t offset,
-                      uint32_t op_flags, unsigned how);
+                      uint32_t op_flags, uint64_t how);
 int au_prepare_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd, au_buffers *buffers,
-                     uint32_t index, int64_t start, int64_t length, int64_t offset, unsigned how);
+                     uint32_t index, int64_t start, int64_t length, int64_t offset, uint64_t how);
 int au_prepare_select(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
-                      int64_t length, int64_t offset, uint32_t op_flags, unsigned how);
+                      int64_t length, int64_t offset, uint32_t op_flags, uint64_t how);
+
+int au_prepare_slot(au_ring *ring, uint64_t user_data, int opcode, int fd, int64_t offset, uint32_t length,
+                    uint32_t op_flags, int64_t slot, uint64_t how);
+int au_prepare_open(au_ring *ring, uint64_t user_data, int fd, const char *path, uint32_t flags, uint32_t mode,
+                    int64_t slot, uint64_t how);
+int au_prepare_array(au_ring *ring, uint64_t user_data, int opcode, int32_t *array, uint32_t count, int64_t slot,
+                     uint32_t op_flags, unsigned how);
+
+int au_files_register(au_ring *ring, int32_t *fds, uint32_t count);
+int au_files_unregister(au_ring *ring);
+int au_files_update(au_ring *ring, uint32_t index, int32_t *fds, uint32_t count);
+int64_t au_slot_serial(au_ring *ring, uint32_t index);
+int64_t au_slot_set(au_ring *ring, uint32_t index, int64_t serial);
+int64_t au_slots_used(au_ring *ring);
 
 int au_prepare_multishot(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
-                         uint32_t total, unsigned how);
+                         uint32_t total, uint64_t how);
 
 void au_buffers_init(au_buffers *buffers, au_ring *ring, void *base, uint64_t size, uint64_t stride,
                      uint32_t count);
@@ -115,6 +131,7 @@ struct au_region_desc { uint64_t user_addr, size; uint32_t flags, id; uint64_t m
 struct au_mem_region_reg { uint64_t region_uptr, flags; ...; };
 struct au_clock_register { uint32_t clockid; ...; };
 struct au_restriction { uint16_t opcode; uint8_t value; ...; };
+struct au_file_index_range { uint32_t off, len; ...; };
 struct au_probe_op { uint8_t op; uint16_t flags; ...; };
 struct au_probe { uint8_t last_op, ops_len; struct au_probe_op ops[256]; ...; };
 

@@ -46,6 +46,7 @@ enum au_rule {
     AU_NOT_LENT = -5009,     /* the buffer has another owner */
     AU_RING_FD = -5010,      /* the descriptor is an io_uring */
     AU_FORBIDDEN = -5011,    /* the ring's own restrictions forbid it */
+    AU_BAD_SLOT = -5012,     /* no such slot on this ring, or another file is in it */
 };
 
 enum {
@@ -56,6 +57,11 @@ enum {
     AU_ROUNDS_MAX = 4,     /* times one turn looks again */
     AU_VECTOR_MAX = 16,    /* parts that one request of a sender sends */
 };
+
+/* Where a slot of the table of registered files stands in for a descriptor, its number is this plus the slot's
+ * index: negative, so that no system call can take slot 5 for descriptor 5. */
+enum { AU_FIRST_SLOT = INT32_MIN };
+enum { AU_SLOT_FILLED = -1 }; /* au_slot_set(): a file has come, draw its serial */
 
 enum { RING_CLOSED = 0, RING_DISABLED = 1, AU_RING_ENABLED = 2 };
 
@@ -101,6 +107,8 @@ typedef struct au_ring {
     bool region_mapped;    /* it is the kernel's memory, mapped by us */
     bool region_forgotten; /* nobody has a view of it */
     uint32_t wait_slots; /* registered wait arguments in it; 0 where they were not asked for */
+    uint32_t *slots; /* the registered files: the serial of the file in each slot, 0 for none */
+    uint32_t slot_count;
     struct au_ring *next_live;
 } au_ring;
 
