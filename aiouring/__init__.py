@@ -7,15 +7,18 @@ from aiouring._connection import Connection, ConnectionStatistics
 from aiouring._errors import (
     AioUringError,
     BuffersExhaustedError,
+    PartlyUpdatedError,
     ResourceBusyError,
     RingClosedError,
     RingUnavailableError,
     UnsupportedKernelError,
     WrongContextError,
 )
+from aiouring._fixed_buffer import FixedBuffer, RegisteredBuffersStatistics
 from aiouring._probe import Probe, probe
 from aiouring._receive_stream import ReceiveStream
-from aiouring._registered_buffers import FixedBuffer, RegisteredBuffers, RegisteredBuffersStatistics
+from aiouring._registered_buffers import RegisteredBuffers
+from aiouring._retired_buffers import RetiredBuffers
 from aiouring._ring import Completion
 from aiouring._synchronous_ring import Ring
 
@@ -34,12 +37,14 @@ __all__ = [
     "Features",
     "FixedBuffer",
     "Opcode",
+    "PartlyUpdatedError",
     "Probe",
     "ProvidedBuffer",
     "ReceiveStream",
     "RegisteredBuffers",
     "RegisteredBuffersStatistics",
     "ResourceBusyError",
+    "RetiredBuffers",
     "Ring",
     "RingClosedError",
     "RingStatistics",

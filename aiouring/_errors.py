@@ -7,9 +7,12 @@ of ours is an `AssertionError`.
 
 import errno
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiouring._uring import lib
+
+if TYPE_CHECKING:
+    from aiouring._retired_buffers import RetiredBuffers
 
 
 class AioUringError(Exception):
@@ -34,6 +37,16 @@ class UnsupportedKernelError(AioUringError, NotImplementedError):
 
 class BuffersExhaustedError(AioUringError, RuntimeError):
     """Every buffer is lent out, and the caller asked not to wait for one."""
+
+
+class PartlyUpdatedError(AioUringError, OSError):
+    """The kernel refused a buffer after it had replaced those of the slots `changed`, which are `retired` now.
+
+    `errno` says why it refused slot `changed.stop`; that one and those behind it are as they were.
+    """
+
+    changed: range
+    retired: "list[RetiredBuffers]"
 
 
 class ResourceBusyError(AioUringError, RuntimeError):
@@ -62,6 +75,10 @@ _RULES: dict[int, tuple[type[Exception], str]] = {
     lib.AU_BAD_OFFSET: (ValueError, "offset={offset} is negative; None means the file's own position"),
     lib.AU_BAD_INDEX: (ValueError, "no such buffer on this ring (index {index})"),
     lib.AU_NOT_LENT: (ValueError, "buffer {index} is not lent to you: it has been released already"),
+    lib.AU_REPLACED: (
+        ValueError,
+        "buffer {index} has been replaced or removed since it was lent: this lease is plain memory, not registered",
+    ),
     lib.AU_RING_FD: (
         ValueError,
         "descriptor {fd} is an io_uring itself: a request on it would never complete",

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from aiouring._abi import Features, SetupFlags
+from aiouring._abi import Features, Opcode, SetupFlags
 from aiouring._errors import UnsupportedKernelError, failure
 from aiouring._setup import BLOCKED, DEFAULT_TASK_RUN, PROFILES, TaskRun, set_up, unavailable
 from aiouring._uring import ffi, lib
@@ -55,6 +55,7 @@ class CoreRing:
         if profile not in PROFILES:
             raise ValueError(f"task_run={profile!r} is neither 'defer' nor 'coop'")
         self.raw: CRing = ffi.new("au_ring *")
+        self._opcodes: frozenset[int] | None = None
         self.attended = False  # somebody else closes it, who knows what is in flight
         set_up(self.raw, entries, cq_entries, PROFILES[profile])
         if not disabled:
@@ -200,6 +201,16 @@ class CoreRing:
     def unregister_eventfd(self) -> None:
         """Take the eventfd back and close it."""
         self._checked(lib.au_ring_close_eventfd(self.raw), "unregistering the eventfd")
+
+    def require(self, opcode: int, release: str) -> None:
+        """Raise `UnsupportedKernelError` unless this kernel knows `opcode`, which is there since Linux `release`."""
+        if self._opcodes is None:
+            try:
+                self._opcodes = self.probe_opcodes()
+            except OSError:  # a restricted ring may not ask: the kernel will answer the request itself
+                self._opcodes = frozenset(range(256))
+        if opcode not in self._opcodes:
+            raise UnsupportedKernelError(f"{Opcode(opcode).name} needs Linux {release}")
 
     def probe_opcodes(self) -> frozenset[int]:
         """The opcodes this kernel supports.  Since Linux 5.6."""

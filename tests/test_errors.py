@@ -21,6 +21,7 @@ RULES = [
     (lib.AU_BAD_OFFSET, ValueError, "offset=-7 is negative"),
     (lib.AU_BAD_INDEX, ValueError, "index 3"),
     (lib.AU_NOT_LENT, ValueError, "buffer 3 is not lent"),
+    (lib.AU_REPLACED, ValueError, "buffer 3 has been replaced or removed"),
     (lib.AU_RING_FD, ValueError, "descriptor 5 is an io_uring itself"),
 ]
 NUMBERS = {"start": 2, "length": 9, "capacity": 8, "offset": -7, "index": 3, "fd": 5}

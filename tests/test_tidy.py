@@ -17,18 +17,12 @@ PACKAGE = ROOT / "aiouring"
 FLOORS = [
     ["_uring"],
     ["_errors", "_abi", "_setup", "_ring", "_probe"],
-    ["_line", "_lease", "_registered_buffers", "_buffer_ring", "_registry"],
+    ["_line", "_lease", "_retired_buffers", "_registered_memory", "_fixed_buffer"],
+    ["_registered_buffers", "_buffer_ring", "_registry"],
     ["_request", "_turns", "_multishot", "_sending", "_driver"],
-    [
-        "_address",
-        "_receive_stream",
-        "_verbs",
-        "_file_verbs",
-        "_socket_verbs",
-        "_registration_verbs",
-        "_async_ring",
-        "_synchronous_ring",
-    ],
+    ["_address", "_receive_stream", "_verbs"],
+    ["_file_verbs", "_vector_verbs", "_socket_verbs", "_registration_verbs"],
+    ["_async_ring", "_synchronous_ring"],
     ["_connection"],
     ["__init__", "__main__"],
 ]

@@ -34,8 +34,8 @@
  * Functions return 0 or a count, a negative errno from the kernel, or a negative enum au_rule.
  */
 #include "ring.c"
-#include "entries.c"
 #include "buffers.c"
+#include "entries.c"
 #include "groups.c"
 #include "senders.c"
 #include "turn.c"
