@@ -9,18 +9,21 @@ from aiouring._errors import (
     AioUringError,
     BuffersExhaustedError,
     FilesUpdateError,
+    PartlyUpdatedError,
     ResourceBusyError,
     RingClosedError,
     RingUnavailableError,
     UnsupportedKernelError,
     WrongContextError,
 )
+from aiouring._fixed_buffer import FixedBuffer, RegisteredBuffersStatistics
 from aiouring._memory_region import MemoryRegion
 from aiouring._probe import Probe, probe
 from aiouring._receive_stream import ReceiveStream
-from aiouring._registered_buffers import FixedBuffer, RegisteredBuffers, RegisteredBuffersStatistics
+from aiouring._registered_buffers import RegisteredBuffers
 from aiouring._registered_files import RegisteredFiles, RegisteredFilesStatistics
 from aiouring._restrictions import Restrictions
+from aiouring._retired_buffers import RetiredBuffers
 from aiouring._ring import Completion
 from aiouring._synchronous_ring import Ring
 
@@ -42,6 +45,7 @@ __all__ = [
     "FixedBuffer",
     "MemoryRegion",
     "Opcode",
+    "PartlyUpdatedError",
     "Probe",
     "ProvidedBuffer",
     "ReceiveStream",
@@ -52,6 +56,7 @@ __all__ = [
     "RegisteredFilesStatistics",
     "ResourceBusyError",
     "Restrictions",
+    "RetiredBuffers",
     "Ring",
     "RingClosedError",
     "RingStatistics",

@@ -25,6 +25,7 @@ from aiouring._ring import MAX_ENTRIES, CoreRing, check_size
 from aiouring._setup import TaskRun
 from aiouring._socket_verbs import SocketVerbs
 from aiouring._uring import ffi, lib
+from aiouring._vector_verbs import VectorVerbs
 from aiouring._verbs import File, resolve
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class RingStatistics:
     strays: int  # completions nobody was waiting for
 
 
-class AsyncRing(RegistrationVerbs, FileVerbs, SocketVerbs, DirectVerbs):
+class AsyncRing(RegistrationVerbs, FileVerbs, VectorVerbs, SocketVerbs, DirectVerbs):
     """One io_uring for one event loop; use it with `async with`, in the loop's thread.
 
     Args:

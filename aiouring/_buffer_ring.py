@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from aiouring._errors import BuffersExhaustedError, RingClosedError, UnsupportedKernelError, failure
 from aiouring._lease import Arena, Home, Lease
 from aiouring._line import Attendant, Line
-from aiouring._registered_buffers import registration_error
+from aiouring._registered_memory import registration_error
 from aiouring._ring import CoreRing, check_size
 from aiouring._uring import ffi, lib
 

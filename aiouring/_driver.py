@@ -42,6 +42,7 @@ _ARGUMENTS = {
     lib.au_prepare: ("opcode", "fd", "offset", "address", "length"),
     lib.au_prepare_memory: ("opcode", "fd", "memory", "capacity", "start", "length", "offset"),
     lib.au_prepare_fixed: ("opcode", "fd", "table", "index", "start", "length", "offset"),
+    lib.au_prepare_fixed_vector: ("opcode", "fd", "table", "index"),
     lib.au_prepare_select: ("opcode", "fd", "group", "length", "offset"),
     lib.au_prepare_slot: ("opcode", "fd", "offset", "length", "flags", "slot"),
     lib.au_prepare_open: ("fd", "path", "flags", "mode", "slot"),
@@ -141,7 +142,8 @@ class Driver(Turns):
         if code and code != lib.AU_FULL:
             numbers = dict(zip(_ARGUMENTS[prepare], arguments, strict=False))
             if prepare is lib.au_prepare_fixed:
-                numbers["capacity"] = numbers["table"].size
+                numbers["capacity"] = lib.au_buffers_size(numbers["table"], numbers["index"])
+                numbers["index"] &= lib.AU_SLOT_MASK
             elif prepare is lib.au_prepare_select:
                 numbers["index"] = numbers["group"].group_id
             raise failure(code, "", **numbers)
@@ -258,6 +260,15 @@ class Driver(Turns):
         if waiter is not None and not waiter.done():
             waiter.set_result(0)
 
+    def submit_queued(self) -> None:
+        """Hand the kernel what is filled, so that it meets the registrations of now."""
+        if self._usable and lib.au_ring_check(self._raw) == 0 and lib.au_ring_unsubmitted(self._raw):
+            self._turn(0)
+
+    def draw_number(self) -> int:
+        """A user_data for a tag: from the count that requests draw from, so neither is taken for the other."""
+        return self.next_number()
+
     def cancel_receives(self, group: object) -> None:
         """Cancel every receive in flight on a buffer group."""
         for request in list(self.inflight.values()):
@@ -315,7 +326,8 @@ class Driver(Turns):
         """Keep for ever what the kernel may still write to, and say so."""
         senders = [sender for sender in self.senders.values() if sender.in_flight]
         kept = [*self.inflight.values(), *senders]
-        GRAVEYARD.append((kept, self.ring, self.registry.buffers, list(self.registry.groups.values())))
+        registry = self.registry
+        GRAVEYARD.append((kept, self.ring, registry.buffers, list(registry.groups.values()), registry.bury()))
         for request in self.inflight.values():
             waiter, request.waiter = request.waiter, None
             if waiter is not None and not waiter.done():

@@ -8,9 +8,12 @@ of ours is an `AssertionError`.
 import errno
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiouring._uring import lib
+
+if TYPE_CHECKING:
+    from aiouring._retired_buffers import RetiredBuffers
 
 
 class AioUringError(Exception):
@@ -41,6 +44,16 @@ class FilesUpdateError(AioUringError, OSError):
 
 class BuffersExhaustedError(AioUringError, RuntimeError):
     """Every buffer is lent out, and the caller asked not to wait for one."""
+
+
+class PartlyUpdatedError(AioUringError, OSError):
+    """The kernel refused a buffer after it had replaced those of the slots `changed`, which are `retired` now.
+
+    `errno` says why it refused slot `changed.stop`; that one and those behind it are as they were.
+    """
+
+    changed: range
+    retired: "list[RetiredBuffers]"
 
 
 class ResourceBusyError(AioUringError, RuntimeError):
@@ -76,6 +89,10 @@ _RULES: dict[int, tuple[Callable[[str], Exception], str]] = {
     lib.AU_BAD_SLOT: (
         OSError,
         "{fd} does not hold this file any more: it was closed, replaced or unregistered; or it is another ring's",
+    ),
+    lib.AU_REPLACED: (
+        ValueError,
+        "buffer {index} has been replaced or removed since it was lent: this lease is plain memory, not registered",
     ),
     lib.AU_RING_FD: (
         ValueError,

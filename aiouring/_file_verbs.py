@@ -1,6 +1,6 @@
 """Owns the verbs for files: reading, writing and flushing, with and without registered buffers."""
 
-from aiouring._registered_buffers import FixedBuffer
+from aiouring._fixed_buffer import FixedBuffer
 from aiouring._request import Read, Request, Write
 from aiouring._uring import lib
 from aiouring._verbs import Bytes, File, Verbs, file_offset, fill, memory_of, resolve
@@ -125,7 +125,7 @@ class FileVerbs(Verbs):
             opcode,
             number,
             buffer.table,
-            buffer.index,
+            buffer.number,
             start,
             length,
             file_offset(offset),

@@ -39,16 +39,21 @@ class Arena:
 
     __slots__ = ("base", "exporters", "memories")
 
-    def __init__(self, count: int, size: int, stride: int) -> None:
-        mapping = mmap.mmap(-1, count * stride, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    #: By the buffer's number.
+    memories: "list[CMemory] | dict[int, CMemory]"
+    exporters: "list[CMemory] | dict[int, CMemory]"
+
+    def __init__(self, count: int, size: int, stride: int, mapping: mmap.mmap | None = None) -> None:
+        if mapping is None:
+            mapping = mmap.mmap(-1, count * stride, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.base: CMemory = ffi.from_buffer(mapping, require_writable=True)
         # Each buffer as a C pointer that keeps the whole mapping alive (by its destructor's argument), and as an
         # exporter of views, see the module's header.  No memoryview may stand between them and the mapping:
         # CPython's collector clears one that is still exported, and crashes.
-        self.memories: list[CMemory] = [
+        self.memories = [
             ffi.gc(self.base + at, partial(_outlived, self.base)) for at in range(0, count * stride, stride)
         ]
-        self.exporters: list[CMemory] = [ffi.buffer(memory, size) for memory in self.memories]
+        self.exporters = [ffi.buffer(memory, size) for memory in self.memories]
 
 
 def _outlived(base: object, memory: object) -> None:
@@ -118,7 +123,12 @@ class Lease:
 
     def __repr__(self) -> str:
         state = "released" if self.ended else f"{self.length} bytes"
-        return f"<{type(self).__name__} {self.number} {state}>"
+        return f"<{type(self).__name__} {self.shown} {state}>"
+
+    @property
+    def shown(self) -> int:
+        """What the buffer is called in texts."""
+        return self.number
 
     @property
     def view(self) -> memoryview:
@@ -126,14 +136,14 @@ class Lease:
         view = self._view
         if view is None:
             if self.ended:
-                raise failure_released(self.number)
+                raise failure_released(self.shown)
             view = self._view = memoryview(self.arena.exporters[self.number])[: self.length]
         return view
 
     def memory(self) -> "CMemory":
         """The buffer as a C pointer, for requests.  Raises `ValueError` after release."""
         if self.ended:
-            raise failure_released(self.number)
+            raise failure_released(self.shown)
         return self.arena.memories[self.number]
 
     def release(self) -> None:
@@ -146,10 +156,10 @@ class Lease:
             WrongContextError: this is not the ring's thread.
         """
         if self.ended:
-            raise failure_released(self.number)
+            raise failure_released(self.shown)
         if self.pins:
             raise ResourceBusyError(
-                f"buffer {self.number} is in use by {self.pins} request(s) in flight: await them before releasing it"
+                f"buffer {self.shown} is in use by {self.pins} request(s) in flight: await them before releasing it"
             )
         if self._view is not None:
             self._drop_views()
@@ -163,7 +173,7 @@ class Lease:
         if self.length and self.has_views():
             _ = self.view  # the lease goes on
             raise BufferError(
-                f"a slice of buffer {self.number}'s view is still alive: it would see the buffer's next contents; "
+                f"a slice of buffer {self.shown}'s view is still alive: it would see the buffer's next contents; "
                 "drop or release() it first, or copy with bytes()"
             )
 
@@ -173,10 +183,10 @@ class Lease:
         Raises what `release()` raises.
         """
         if self.ended:
-            raise failure_released(self.number)
+            raise failure_released(self.shown)
         if self.pins:
             raise ResourceBusyError(
-                f"buffer {self.number} is in use by {self.pins} request(s) in flight: await them before sending it"
+                f"buffer {self.shown} is in use by {self.pins} request(s) in flight: await them before sending it"
             )
         if self._view is not None:
             self._drop_views()

@@ -26,6 +26,12 @@ class Attendant(Protocol):
     def ask_for_turn(self) -> None:
         """Give the ring a turn before the loop sleeps."""
 
+    def submit_queued(self) -> None:
+        """Hand the kernel what is filled, so that it meets the registrations of now."""
+
+    def draw_number(self) -> int:
+        """A user_data for a tag, never used again; 0 where the caller numbers what it asks for."""
+
     def ask_from_elsewhere(self, what: Callable[[], object]) -> None:
         """Call `what` in the ring's thread; the one method that any thread may call."""
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from aiouring._errors import WrongContextError, failure
 from aiouring._features import require
 from aiouring._lease import PAGE
-from aiouring._registered_buffers import registration_error
+from aiouring._registered_memory import registration_error
 from aiouring._ring import CoreRing, check_size
 from aiouring._uring import ffi, lib
 from aiouring._waits import check_times, microseconds

@@ -1,89 +1,49 @@
-"""Owns `RegisteredBuffers` and `FixedBuffer`: the kernel's table of registered ("fixed") buffers.
+"""Owns `RegisteredBuffers`: the kernel's table of registered ("fixed") buffers.
 
 The kernel pins the pages once, at registration, and a request names a buffer by its index.  That saves
 pinning the pages for each request: a real gain with O_DIRECT files, none with sockets or the page cache
-(KERNEL.md E18).  Unregistering while a request is in flight is safe for the kernel, which keeps the pages
-until the request ends, and for us, because the request holds its lease and the lease its arena.
+(KERNEL.md E18).
+
+Ownership.  A slot is empty, or it has a buffer; a buffer is free or lent, to one lease at a time.  Replacing,
+removing and unregistering never wait: requests in flight complete into the memory they were given, which lives
+until they have (the request holds its lease, the lease its memory) and until the buffer's tag has come
+(`RetiredBuffers`).  A lease of a buffer that has left the table stays good as plain memory, and no request can
+name it any more: the slot's key has changed, or the table is closed.
+
+A clone is a table of its own over the same memory: the memory lives as long as either table, or a lease of
+either, needs it.  Each of the two lends a buffer to one lease at a time, and knows nothing of the other's
+leases: who lends the same bytes from both has to agree with himself.
 """
 
 import errno
-import os
-import resource
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
 
-from aiouring._errors import RingClosedError, failure
-from aiouring._lease import PAGE, Arena, Home, Lease
-from aiouring._line import Attendant, Line
-from aiouring._ring import CoreRing, check_size
-from aiouring._setup import in_bytes
+from aiouring._abi import Features
+from aiouring._errors import (
+    PartlyUpdatedError,
+    RingClosedError,
+    UnsupportedKernelError,
+    failure,
+    kernel_error,
+)
+from aiouring._fixed_buffer import Slots
+from aiouring._registered_memory import Piece, let_go, piece_of, pinned_bytes, registration_error
+from aiouring._retired_buffers import RetiredBuffers
+from aiouring._ring import CoreRing
 from aiouring._uring import ffi, lib
 
-if TYPE_CHECKING:
-    from aiouring._uring import CBuffers
 
-MAX_BUFFERS = lib.AU_MAX_BUFFERS
-MAX_BUFFER_BYTES = lib.AU_MAX_BUFFER_BYTES
+class RegisteredBuffers(Slots):
+    """The buffers that a ring has registered with the kernel; made by `AsyncRing.register_buffers()`.
 
-
-class FixedBuffer(Lease):
-    """One registered buffer, lent by `RegisteredBuffers.acquire()` until `release()` or the end of `with`."""
-
-    __slots__ = ()
-
-    @property
-    def index(self) -> int:
-        """The buffer's place in the kernel's table."""
-        return self.number
-
-    @property
-    def table(self) -> "CBuffers":
-        """The C core's table this buffer is in."""
-        assert isinstance(self._home, RegisteredBuffers)
-        return self._home.raw
-
-
-@dataclass(frozen=True, slots=True)
-class RegisteredBuffersStatistics:
-    """How a table of registered buffers is used; counts of buffers."""
-
-    count: int
-    size: int
-    in_use: int
-    high_water: int
-    waiting: int
-
-
-class RegisteredBuffers(Home):
-    """`count` buffers of `size` bytes registered with the kernel; made by `AsyncRing.register_buffers()`.
-
-    Leaving the `with` block unregisters them.  Since Linux 5.1.  See io_uring_register_buffers(3).
+    Leaving the `with` block unregisters them.  `len()` counts slots, `table[index]` lends one buffer.
+    Since Linux 5.1.  See io_uring_register_buffers(3).
     """
-
-    def __init__(self, ring: CoreRing, attendant: Attendant, count: int, size: int) -> None:
-        check_size("count", count, MAX_BUFFERS)
-        check_size("size", size, MAX_BUFFER_BYTES)
-        super().__init__(attendant)
-        stride = -(-size // PAGE) * PAGE
-        self._count = count
-        self._size = size
-        self._arena = Arena(count, size, stride)
-        self.raw: CBuffers = ffi.new("au_buffers *", {"lent": count})
-        self._ring = ring  # the C table points to the C ring
-        lib.au_buffers_init(self.raw, ring.raw, self._arena.base, size, stride, count)
-        code = lib.au_buffers_register(self.raw)
-        if code < 0:
-            raise registration_error(code, count * stride, f"registering {count} buffers of {size} bytes")
-        self._free = list(range(count - 1, -1, -1))  # the last returned is lent first: it is in the cache
-        self._high_water = 0
-        self._line: Line[FixedBuffer] = Line(attendant.new_future, lambda lease: lease.__exit__(None))
-
-    def __len__(self) -> int:
-        return self._count
 
     def __repr__(self) -> str:
         state = f"{len(self._free)} free" if self.registered else "unregistered"
-        return f"<RegisteredBuffers {self._count} x {self._size} bytes, {state}>"
+        return f"<RegisteredBuffers {len(self)} x {self.size} bytes, {state}>"
 
     def __enter__(self) -> Self:
         return self
@@ -91,86 +51,196 @@ class RegisteredBuffers(Home):
     def __exit__(self, *_: object) -> None:
         self.unregister()
 
-    @property
-    def size(self) -> int:
-        """Bytes in each buffer."""
-        return self._size
+    # ---- registering, replacing, cloning -------------------------------------------------------
 
-    @property
-    def registered(self) -> bool:
-        """Whether the kernel still has them."""
-        return bool(self.raw.registered)
+    def register(self, pieces: Sequence[Piece] | None, tags: Sequence[int] | None) -> None:
+        """Hand the kernel the whole table, or with None a sparse one; `Registry` does."""
+        count = len(self)
+        numbers = self._number([pieces is not None] * count, tags)
+        sizes = [piece.size for piece in pieces or ()]
+        code = lib.au_buffers_register(
+            self.raw,
+            ffi.new("void *[]", [piece.memory for piece in pieces or ()]),
+            ffi.new("uint64_t[]", sizes),
+            ffi.new("uint64_t[]", numbers) if any(numbers) else ffi.NULL,
+            lib.AU_RSRC_REGISTER_SPARSE if pieces is None else 0,
+        )
+        if code == -errno.EINVAL and pieces is None:
+            raise UnsupportedKernelError("a sparse table of registered buffers needs Linux 5.19")
+        if code < 0:
+            what = f"{count} buffers of {sizes[0]} bytes" if len(set(sizes)) == 1 else f"{count} buffers"
+            error = registration_error(code, pinned_bytes(pieces or ()), f"registering {what}", pieces or ())
+            let_go(pieces or ())
+            raise error
+        for index in range(count - 1, -1, -1):
+            self._adopt(index, pieces[index] if pieces else None, numbers[index])
 
-    async def acquire(self) -> FixedBuffer:
-        """Lend a buffer; waits in line while all are lent.
+    def _number(self, filled: Sequence[bool], tags: Sequence[int] | None) -> list[int]:
+        """The tags for slots: given by the caller of a `Ring`, or drawn from the count of an `AsyncRing`'s requests."""
+        tagging = Features.RSRC_TAGS in self._ring.features
+        if tags is None:
+            return [self._attendant.draw_number() if full and tagging else 0 for full in filled]
+        if self._attendant.draw_number():
+            raise ValueError("an AsyncRing draws its tags itself, from the numbers of its requests")
+        if not tagging:
+            raise UnsupportedKernelError("tags of registered buffers need Linux 5.13")
+        if len(tags) != len(filled):
+            raise ValueError(f"{len(tags)} tags are given for {len(filled)} buffers")
+        given = [tag for tag in tags if tag]
+        taken = set(self._tags).union(self._retiring)
+        for tag, full in zip(tags, filled, strict=True):
+            if not 0 <= tag < 2**63:
+                raise ValueError(f"tag={tag} is outside 0 to {2**63 - 1}")
+            if tag and (not full or tag in taken or given.count(tag) > 1):
+                raise ValueError(f"tag={tag} is for an empty slot, or used already: the two could not be told apart")
+        return list(tags)
+
+    def update(self, index: int, buffers: Iterable[Any], *, tags: Sequence[int] | None = None) -> list[RetiredBuffers]:
+        """Replace the buffers from slot `index` on by the caller's memory; None empties a slot.
+
+        Requests in flight go on with the old buffers, and leases of those stay good as plain memory.  What is
+        queued is submitted first.
+
+        Args:
+            index: the first slot.
+            buffers: for each slot a writable buffer as for `AsyncRing.register_buffers()`, or None.
+            tags: only on a `Ring`: for each slot the user_data that announces its end, 0 for none.
+
+        Returns:
+            For each slot that had a buffer, in order, a `RetiredBuffers` to be awaited.
 
         Raises:
-            RingClosedError: they were unregistered, or are while this waits.
+            ValueError: slots outside the table, empty or too large buffers.
+            BufferError, TypeError: memory that cannot be written to.
+            PartlyUpdatedError: the kernel refused one after replacing others; its `changed` says which.
+            OSError: the kernel refused the first.
+
+        Since Linux 5.13.  See io_uring_register_buffers_update_tag(3).
         """
-        lease = self.try_acquire()
-        return await self._line.wait() if lease is None else lease
+        self._check()
+        if Features.RSRC_TAGS not in self._ring.features:
+            raise UnsupportedKernelError("replacing registered buffers in place needs Linux 5.13")
+        pieces = [None if one is None else piece_of(one, index + at) for at, one in enumerate(buffers)]
+        if not pieces or not 0 <= index <= len(self) - len(pieces):
+            raise ValueError(f"index={index} and {len(pieces)} buffer(s) are outside the table's {len(self)} slots")
+        numbers = self._number([piece is not None for piece in pieces], tags)
+        self._attendant.submit_queued()
+        done, retired = 0, []
+        while done < len(pieces):
+            rest = pieces[done:]
+            code = lib.au_buffers_update(
+                self.raw,
+                index + done,
+                len(rest),
+                ffi.new("void *[]", [ffi.NULL if piece is None else piece.memory for piece in rest]),
+                ffi.new("uint64_t[]", [0 if piece is None else piece.size for piece in rest]),
+                ffi.new("uint64_t[]", numbers[done:]),
+            )
+            if code <= 0:
+                break
+            for at in range(done, done + code):
+                retired += self._retire(index + at)
+                self._adopt(index + at, pieces[at], numbers[at])
+            done += code
+        self._serve()
+        if done < len(pieces):
+            self._refused(code, index, done, pieces, retired)
+        return retired
 
-    def try_acquire(self) -> FixedBuffer | None:
-        """Lend a buffer if one is free and nobody waits for it, else None."""
-        code = lib.au_ring_check(self._ring.raw)
+    def _refused(
+        self, code: int, index: int, done: int, pieces: list[Piece | None], retired: list[RetiredBuffers]
+    ) -> None:
+        """The kernel stopped at `pieces[done]`."""
+        size = pinned_bytes(piece for piece in pieces[done:] if piece is not None)
+        doing = f"putting a buffer into slot {index + done}"
+        error = registration_error(code, size, doing, pieces[done : done + 1], index + done)
+        let_go(pieces[done:])
+        if not done or not isinstance(error, OSError):
+            raise error
+        partly = PartlyUpdatedError(
+            error.errno, f"{error.strerror} (slots {index} to {index + done - 1} were replaced)"
+        )
+        partly.changed = range(index, index + done)
+        partly.retired = retired
+        raise partly
+
+    def remove(self, index: int) -> RetiredBuffers:
+        """Empty one slot; as `update(index, [None])`, which it must not be already.
+
+        Since Linux 5.13.
+        """
+        self._check()
+        if not 0 <= index < len(self) or self._pieces[index] is None:
+            raise ValueError(f"slot {index} has no buffer")
+        return self.update(index, [None])[0]
+
+    def clone(self, source: "RegisteredBuffers", index: int, source_index: int, count: int, *, replace: bool) -> None:
+        """Take `count` buffers of `source` into this table, which grows as needed; `Registry` does."""
+        pieces = source._pieces[source_index : source_index + count]
+        before = self._slots
+        if index + count > len(before):
+            self._slots = ffi.new("struct au_slot[]", index + count)
+            ffi.memmove(self._slots, before, ffi.sizeof(before))
+        lib.au_buffers_init(self.raw, self._ring.raw, self._slots, len(self._slots))
+        self._attendant.submit_queued()
+        flags = lib.AU_CLONE_DST_REPLACE if replace else 0
+        code = lib.au_buffers_clone(self.raw, index, source.raw, source_index, count, flags)
         if code < 0:
-            raise failure(code)
-        if not self.registered:
-            raise RingClosedError("the registered buffers have been unregistered")
-        if not self._free or self._line:
-            return None
-        return self._lend(self._free.pop())
+            self._slots = before
+            lib.au_buffers_init(self.raw, self._ring.raw, before, len(before))
+            raise clone_error(self._ring, code)
+        missing = len(self._slots) - len(self._pieces)
+        self._pieces += [None] * missing
+        self._tags += [0] * missing
+        for at in range(count - 1, -1, -1):
+            self._retire(index + at)
+            piece = pieces[at]
+            self._adopt(index + at, piece and piece._replace(arena=None), 0)
+        self._serve()
 
-    def _lend(self, number: int) -> FixedBuffer:
-        code = lib.au_buffers_lend(self.raw, number)
-        assert code == 0, code
-        self._high_water = max(self._high_water, self._count - len(self._free))
-        return FixedBuffer(self, self._arena, number, self._size)
+    # ---- the end -------------------------------------------------------------------------------
 
-    def take_back(self, number: int) -> None:
-        """A lease ended: hand the buffer to the first in line, or keep it."""
-        code = lib.au_ring_check(self._ring.raw) if self.registered else 0
-        code = code or lib.au_buffers_give_back(self.raw, number)
-        if code < 0 and code != lib.AU_CLOSED:
-            raise failure(code, "returning a buffer", index=number)
-        self._free.append(number)
-        while self._line and self._free and self.registered:
-            lease = self._lend(self._free.pop())
-            if not self._line.hand(lease):
-                lease.release()
-
-    def unregister(self) -> None:
+    def unregister(self) -> RetiredBuffers:
         """Take the buffers back from the kernel; idempotent.
 
-        Requests in flight complete into the same memory, which lives as long as they do.  Leases stay
-        valid as plain memory.  Whoever waits in `acquire()` gets `RingClosedError`.
+        Requests in flight complete into the same memory, which lives as long as they do; what is queued is
+        submitted first.  Leases stay valid as plain memory.  Whoever waits in `acquire()` gets
+        `RingClosedError`.
+
+        Returns:
+            All of them, to be awaited until the kernel has let go of them.
         """
-        if not self.registered:
-            return
+        if self._retired is not None:
+            return self._retired
+        self._attendant.submit_queued()
+        filled = [index for index, piece in enumerate(self._pieces) if piece is not None]
+        tags, pieces = [self._tags[index] for index in filled], [self._pieces[index] for index in filled]
+        retired = RetiredBuffers(self._attendant, filled, tags, pieces)
+        closed = self._ring.closed
         code = lib.au_buffers_unregister(self.raw)
         if code < 0:
             raise failure(code, "unregistering the buffers")
+        self._retired = retired
+        if closed:
+            retired.dismiss(RingClosedError("the ring was closed before these buffers were unregistered"))
+        else:
+            self._expect(retired)
+        self._pieces = [None] * len(self._pieces)
+        self._lendable.clear()
         self.dismiss(RingClosedError("the registered buffers were unregistered while this waited for one"))
-
-    def dismiss(self, error: Exception) -> None:
-        """Whoever waits for a buffer gets `error`."""
-        self._line.dismiss(error)
-
-    def statistics(self) -> RegisteredBuffersStatistics:
-        """How many are lent now, were at most, and how many callers wait."""
-        in_use = self._count - len(self._free)
-        return RegisteredBuffersStatistics(self._count, self._size, in_use, self._high_water, len(self._line))
+        return retired
 
 
-def registration_error(code: int, size: int, doing: str) -> Exception:
-    """The exception for a refused registration; ENOMEM explains RLIMIT_MEMLOCK (KERNEL.md C6)."""
-    if code != -errno.ENOMEM:
-        return failure(code, doing)
-    soft, hard = (in_bytes(limit) for limit in resource.getrlimit(resource.RLIMIT_MEMLOCK))
-    return OSError(
-        errno.ENOMEM,
-        f"{doing}: {os.strerror(errno.ENOMEM)}: {size} bytes would be locked, and RLIMIT_MEMLOCK allows this user "
-        f"{soft} in all its processes (hard limit: {hard}); "
-        "raise it (ulimit -l, LimitMEMLOCK= in a systemd unit, docker run --ulimit memlock=-1), "
-        "ask for less, or make the ring with CAP_IPC_LOCK",
+def clone_error(ring: CoreRing, code: int) -> Exception:
+    """The exception for a refused clone; the kernel has one EINVAL for two things."""
+    if code != -errno.EINVAL:
+        return failure(code, "cloning registered buffers")
+    if not lib.au_ring_can_clone(ring.raw):
+        return UnsupportedKernelError(
+            "cloning registered buffers needs Linux 6.12, and with offsets, a count or replace=True Linux 6.13"
+        )
+    return kernel_error(
+        errno.EINVAL,
+        "cloning registered buffers: both rings must have been made by the same user and process, and both with "
+        "CAP_IPC_LOCK or both without, since the memory is charged once",
     )

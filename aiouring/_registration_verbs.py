@@ -1,6 +1,6 @@
 """Owns the verbs that register things with the kernel: buffers, buffer rings and files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from aiouring._buffer_ring import BufferRing, OnEmpty
 from aiouring._memory_region import MemoryRegion
@@ -13,19 +13,87 @@ from aiouring._verbs import Bytes, File, Verbs
 class RegistrationVerbs(Verbs):
     """The part of `AsyncRing` that hands the kernel things to keep."""
 
-    def register_buffers(self, *, count: int, size: int) -> RegisteredBuffers:
-        """Register `count` page-aligned buffers of `size` bytes for `read_fixed` and `write_fixed`.
+    def register_buffers(
+        self,
+        buffers: Iterable[Bytes] | None = None,
+        *,
+        count: int | None = None,
+        size: int | None = None,
+        huge_pages: bool = False,
+    ) -> RegisteredBuffers:
+        """Register memory for `read_fixed` and `write_fixed`: your own, or `count` buffers of `size` bytes.
+
+        Args:
+            buffers: writable C-contiguous buffers (bytearray, array, mmap, numpy array ...), of any sizes.  They
+                cannot be resized or closed until the kernel has let go of them.
+            count: instead, how many page-aligned buffers to make.
+            size: bytes in each of those.
+            huge_pages: make them of huge pages, which root reserves with vm.nr_hugepages.
 
         Raises:
-            ValueError: over 16384 buffers, or over 1 GiB in one.
-            OSError: ENOMEM beyond RLIMIT_MEMLOCK; the text says how to raise it.
+            ValueError: over 16384 buffers, over 1 GiB in one, or nothing in one.
+            BufferError, TypeError: memory that cannot be written to.
+            OSError: ENOMEM beyond RLIMIT_MEMLOCK, or without huge pages; EFAULT for a shared mapping of a file.
+                The text says which buffer, why, and what to do.
             ResourceBusyError: this ring has a table already.
 
         Since Linux 5.1.  See io_uring_register_buffers(3).
         """
         driver = self._driver or self._bound()
         driver.check()
-        return driver.registry.register_buffers(driver.ring, count=count, size=size)
+        return driver.registry.register_buffers(driver.ring, buffers, count=count, size=size, huge_pages=huge_pages)
+
+    def register_buffers_sparse(self, count: int) -> RegisteredBuffers:
+        """Register a table of `count` empty slots, which `RegisteredBuffers.update()` fills.
+
+        Raises:
+            ValueError: over 16384 slots.
+            ResourceBusyError: this ring has a table already.
+
+        Since Linux 5.19.  See io_uring_register_buffers_sparse(3).
+        """
+        driver = self._driver or self._bound()
+        driver.check()
+        return driver.registry.register_buffers_sparse(driver.ring, count)
+
+    def clone_buffers(
+        self,
+        source: RegisteredBuffers,
+        *,
+        index: int = 0,
+        source_index: int = 0,
+        count: int | None = None,
+        replace: bool = False,
+    ) -> RegisteredBuffers:
+        """Register what another ring (or this one) has registered, without pinning it again.
+
+        The clone is a table of its own over the same memory, which it keeps when the source is unregistered or its
+        ring closed.  Each of the two lends a buffer to one at a time; neither knows what the other has lent.
+
+        Args:
+            source: the table to clone; its ring belongs to this thread.
+            index: the slot that gets the first clone; slots before it stay as they are, or empty.
+            source_index: the first slot to clone.
+            count: how many slots; None is all from `source_index` on.
+            replace: clone into the table that this ring has, replacing what is in those slots.
+
+        Returns:
+            The new table, or with `replace` the one that this ring had, grown where needed.
+
+        Raises:
+            ValueError: slots that the source does not have, or over 16384.
+            ResourceBusyError: this ring has a table, and `replace` is false.
+            RingClosedError: the source has been unregistered.
+            OSError: EINVAL if the rings were made by different users or with different rights.
+
+        Since Linux 6.12; `index`, `source_index`, `count` and `replace` since 6.13.  See
+        io_uring_clone_buffers_offset(3).
+        """
+        driver = self._driver or self._bound()
+        driver.check()
+        return driver.registry.clone_buffers(
+            driver.ring, source, index=index, source_index=source_index, count=count, replace=replace
+        )
 
     def register_buffer_ring(self, *, count: int, size: int, on_empty: OnEmpty = "wait") -> BufferRing:
         """Register a pool of `count` buffers (a power of two) of `size` bytes for `recv`.

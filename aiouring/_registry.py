@@ -1,19 +1,21 @@
 """Owns `Registry`: what one ring has registered with the kernel, and the end of all of it."""
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aiouring._buffer_ring import BufferRing, OnEmpty
-from aiouring._errors import ResourceBusyError
+from aiouring._errors import ResourceBusyError, RingClosedError
 from aiouring._memory_region import MemoryRegion
 from aiouring._registered_buffers import RegisteredBuffers
 from aiouring._registered_files import RegisteredFiles
+from aiouring._registered_memory import MAX_BUFFERS, pieces_of, pieces_of_arena
+from aiouring._retired_buffers import RetiredBuffers
+from aiouring._ring import check_size
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from aiouring._line import Attendant
-    from aiouring._ring import CoreRing
+    from aiouring._ring import Completion, CoreRing
     from aiouring._verbs import File
 
 
@@ -28,14 +30,75 @@ class Registry:
         self.buffers: RegisteredBuffers | None = None
         self.region: MemoryRegion | None = None
         self.files: RegisteredFiles | None = None
+        self.retiring: dict[int, RetiredBuffers] = {}  # by tag; this very object for the life of the ring
         self.groups: dict[int, BufferRing] = {}  # by group id; this very object for the life of the ring
 
-    def register_buffers(self, ring: "CoreRing", *, count: int, size: int) -> RegisteredBuffers:
+    def register_buffers(
+        self,
+        ring: "CoreRing",
+        buffers: Iterable[Any] | None,
+        *,
+        count: int | None,
+        size: int | None,
+        huge_pages: bool = False,
+        tags: Sequence[int] | None = None,
+    ) -> RegisteredBuffers:
         """See `AsyncRing.register_buffers()`."""
+        self._refuse_second_table()
+        if buffers is None:
+            pieces = pieces_of_arena(count, size, huge_pages=huge_pages)  # type: ignore[arg-type]
+        elif count is not None or size is not None or huge_pages:
+            raise TypeError("give either the buffers, or count and size (and huge_pages) for memory of our own")
+        else:
+            pieces = pieces_of(buffers)
+        table = RegisteredBuffers(ring, self._attendant, self.retiring, len(pieces))
+        table.register(pieces, tags)
+        self.buffers = table
+        return table
+
+    def register_buffers_sparse(self, ring: "CoreRing", count: int) -> RegisteredBuffers:
+        """See `AsyncRing.register_buffers_sparse()`."""
+        self._refuse_second_table()
+        check_size("count", count, MAX_BUFFERS)
+        table = RegisteredBuffers(ring, self._attendant, self.retiring, count)
+        table.register(None, None)
+        self.buffers = table
+        return table
+
+    def clone_buffers(
+        self,
+        ring: "CoreRing",
+        source: RegisteredBuffers,
+        *,
+        index: int,
+        source_index: int,
+        count: int | None,
+        replace: bool,
+    ) -> RegisteredBuffers:
+        """See `AsyncRing.clone_buffers()`."""
+        if not isinstance(source, RegisteredBuffers):
+            raise TypeError(f"RegisteredBuffers are needed to clone from, not {type(source).__name__}")
+        if not source.registered:
+            raise RingClosedError("the buffers to be cloned have been unregistered")
+        if not 0 <= source_index < len(source):
+            raise ValueError(f"source_index={source_index} is outside the source's slots, 0 to {len(source) - 1}")
+        if count is None:
+            count = len(source) - source_index
+        check_size("count", count, len(source) - source_index)
+        if not 0 <= index <= MAX_BUFFERS - count:
+            raise ValueError(f"index={index} and count={count} are outside a table of at most {MAX_BUFFERS} slots")
+        table = self.buffers
+        if table is None or not table.registered:
+            table = RegisteredBuffers(ring, self._attendant, self.retiring, 0)
+        elif not replace:
+            raise ResourceBusyError("this ring has registered buffers already: replace=True clones into that table")
+        table.clone(source, index, source_index, count, replace=replace)
+        self.buffers = table
+        return table
+
+    def _refuse_second_table(self) -> None:
         if self.buffers is not None and self.buffers.registered:
             raise ResourceBusyError("this ring has registered buffers already: a ring has one table of them")
-        self.buffers = RegisteredBuffers(ring, self._attendant, count, size)
-        return self.buffers
 
     def register_files(self, ring: "CoreRing", files: "Sequence[File | None]") -> RegisteredFiles:
         """See `AsyncRing.register_files()`."""
@@ -84,6 +147,14 @@ class Registry:
             self.buffers.dismiss(error)
         for group in self.groups.values():
             group.dismiss(error)
+        for retired in self.retiring.values():
+            retired.dismiss(error)
+
+    def look_for_tags(self, completions: "Iterable[Completion]") -> None:
+        """On a ring whose caller drains: a tag among the completions ends what waits for it."""
+        for user_data, result, flags in completions:
+            if user_data in self.retiring and result == flags == 0:
+                self.retiring.pop(user_data).arrived(user_data)
 
     def unregister(self) -> None:
         """Take everything back from the kernel."""
@@ -94,7 +165,18 @@ class Registry:
         if self.files is not None:
             self.files.unregister()
 
+    def bury(self) -> list[RetiredBuffers]:
+        """The ring closes with requests in flight: what the kernel may still use, for the graveyard."""
+        buried = list(dict.fromkeys(self.retiring.values()))
+        for retired in buried:
+            retired.dismiss(RingClosedError("the ring was closed before the kernel let go of these buffers"))
+        self.retiring.clear()
+        return buried
+
     def forget(self) -> None:
         """The ring is closed: leave what was registered to those who still use its memory."""
+        for retired in set(self.retiring.values()):
+            retired.finish()
+        self.retiring.clear()
         self.groups.clear()
         self.buffers = self.files = self.region = None

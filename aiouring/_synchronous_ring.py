@@ -10,24 +10,21 @@ takes back what was not submitted, cancels the rest, waits for its end, and keep
 import contextlib
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import Any, Self
 
 from aiouring._abi import Opcode, SubmissionFlags
 from aiouring._buffer_ring import BufferRing
 from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._errors import AioUringError, ResourceBusyError, failure
-from aiouring._features import require
-from aiouring._memory_region import MemoryRegion
-from aiouring._registered_buffers import FixedBuffer, RegisteredBuffers
-from aiouring._registered_files import MAX_FILES, RegisteredFiles
-from aiouring._registry import Registry
+from aiouring._fixed_buffer import FixedBuffer, Vector
 from aiouring._restrictions import Restrictions
-from aiouring._ring import Completion, check_size
+from aiouring._retired_buffers import KEPT
+from aiouring._ring import Completion
 from aiouring._setup import TaskRun
+from aiouring._synchronous_registrations import RegisteringRing
 from aiouring._uring import ffi, lib
-from aiouring._waits import Clock, WaitingRing
+from aiouring._waits import Clock
 
 __all__ = ["Clock", "Ring"]
 
@@ -38,36 +35,8 @@ _CLOSE_TIMEOUT = 5.0
 _CANCELLED = 2**64 - 1  # the user_data of the cancels that closing submits
 _NO_FLAGS = SubmissionFlags(0)
 
-if TYPE_CHECKING:
-    from aiouring._verbs import File
 
-
-class _Unattended:
-    """What buffers need from who drives their ring, where that is the caller and nobody can wait in line."""
-
-    def __init__(self) -> None:
-        self.due: deque[Callable[[], object]] = deque()
-
-    def new_future(self) -> NoReturn:
-        """Nobody waits here."""
-        raise RuntimeError("a Ring has no event loop to wait on: use try_acquire(), or an AsyncRing")
-
-    def ask_for_turn(self) -> None:
-        """The caller submits when it likes."""
-
-    def ask_from_elsewhere(self, what: Callable[[], object]) -> None:
-        """Call `what` with the next submission."""
-        self.due.append(what)
-
-    def cancel_receives(self, group: object) -> None:
-        """The caller knows what is in flight."""
-
-    def groups_in_flight(self) -> set[int]:
-        """The caller knows that too."""
-        return set()
-
-
-class Ring(WaitingRing):
+class Ring(RegisteringRing):
     """A submission queue and a completion queue shared with the kernel; usable without asyncio.
 
     Prepare requests, then `submit()` them, or `wait()` for their completions; each has the `user_data` of its request.
@@ -97,9 +66,8 @@ class Ring(WaitingRing):
         disabled: bool = False,
         restrictions: Restrictions | bool | None = None,
     ) -> None:
-        self._unattended = _Unattended()
-        self._registry = Registry(self._unattended)
         self._in_flight: dict[int, Any] = {}
+        self._vectors: list[Vector] = []  # what the kernel reads when it takes the requests that are filled
         super().__init__(
             entries, cq_entries=cq_entries, task_run=task_run, disabled=disabled, restrictions=restrictions
         )
@@ -111,51 +79,6 @@ class Ring(WaitingRing):
         if getattr(self, "_in_flight", None) and lib.au_ring_check(self.raw) not in (lib.AU_CLOSED, lib.AU_FORKED):
             self._bury()
         super().__del__(close)
-
-    # ---- registering ---------------------------------------------------------------------------
-
-    def register_buffers(self, *, count: int, size: int) -> RegisteredBuffers:
-        """Register `count` page-aligned buffers of `size` bytes; as `AsyncRing.register_buffers()`."""
-        return self._registry.register_buffers(self, count=count, size=size)
-
-    def register_buffer_ring(self, *, count: int, size: int) -> BufferRing:
-        """Register a pool of `count` buffers of `size` bytes; as `AsyncRing.register_buffer_ring()`."""
-        return self._registry.register_buffer_ring(self, count=count, size=size, on_empty="raise")
-
-    def register_region(
-        self, size: int | None = None, *, memory: Any = None, wait_argument: bool = False
-    ) -> MemoryRegion:
-        """Share memory with the kernel for the life of the ring: `size` bytes that it allocates, or the caller's.
-
-        Args:
-            size: bytes, a multiple of the page size.
-            memory: instead, a writable buffer of whole pages, such as `mmap.mmap(-1, size)`.  The ring holds it.
-            wait_argument: let `wait()` take its arguments from there; only before the ring is enabled.
-
-        Raises:
-            ResourceBusyError: this ring has a region already.
-            WrongContextError: wait arguments, and the ring has been enabled.
-            UnsupportedKernelError: the kernel has no regions.
-
-        Since Linux 6.13.  See io_uring_register_region(3).
-        """
-        if wait_argument:
-            require("registered waits")
-        return self._registry.register_region(self, size=size, memory=memory, wait_argument=wait_argument)
-
-    def _argument_times(self, argument: int) -> tuple[float | None, float | None]:
-        region = self._registry.region
-        assert region is not None  # the C core has wait arguments
-        return region.get_wait(argument)
-
-    def register_files(self, files: "Sequence[File | None]") -> RegisteredFiles:
-        """Register a table of `files`, None for gaps; as `AsyncRing.register_files()`."""
-        return self._registry.register_files(self, files)
-
-    def register_files_sparse(self, count: int) -> RegisteredFiles:
-        """Register a table of `count` empty slots; as `AsyncRing.register_files_sparse()`."""
-        check_size("count", count, MAX_FILES)
-        return self._registry.register_files(self, [None] * count)
 
     # ---- preparing -----------------------------------------------------------------------------
 
@@ -276,7 +199,7 @@ class Ring(WaitingRing):
         try:
             number, how = self._named(fd)
             code = lib.au_prepare_fixed(
-                self.raw, user_data, opcode, number, buffer.table, buffer.index, start, wanted, offset, how
+                self.raw, user_data, opcode, number, buffer.table, buffer.number, start, wanted, offset, how
             )
             if code < 0:
                 raise failure(
@@ -285,6 +208,36 @@ class Ring(WaitingRing):
         except BaseException:
             self._not_filled(user_data)
             raise
+
+    def prepare_fixed_vector(
+        self,
+        opcode: int,
+        buffer: FixedBuffer,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        user_data: int,
+        fd: int | DirectDescriptor,
+        offset: int = -1,
+    ) -> None:
+        """Fill one entry (READV_FIXED, WRITEV_FIXED) that moves several ranges of a registered buffer.
+
+        `ranges` holds start and length of each, in bytes.  `buffer` stays lent until the request's final completion.
+        Since Linux 6.15.
+        """
+        self.require(opcode, "6.15")
+        vector = Vector(buffer, ranges)
+        self._hold(user_data, buffer)
+        try:
+            number, how = self._named(fd)
+            code = lib.au_prepare_fixed_vector(
+                self.raw, user_data, opcode, number, buffer.table, buffer.number, *vector.arguments, offset, how
+            )
+            if code < 0:
+                raise failure(code, "filling a request", fd=number, index=buffer.index, offset=offset)
+        except BaseException:
+            self._not_filled(user_data)
+            raise
+        self._vectors.append(vector)
 
     def prepare_select(
         self,
@@ -321,6 +274,10 @@ class Ring(WaitingRing):
         for user_data, _, flags in completions:
             if not flags & lib.AU_CQE_F_MORE:
                 self._let_go(user_data)
+        if not lib.au_ring_unsubmitted(self.raw):
+            self._vectors.clear()  # the kernel has its own copy
+        if self._registry.retiring:
+            self._registry.look_for_tags(completions)
         return completions
 
     def drain(self) -> Iterator[Completion]:
@@ -343,6 +300,7 @@ class Ring(WaitingRing):
                     self._stop()
                 if self._in_flight:
                     self._bury()
+            self._bury_retired()
         finally:
             super().close()
             self._registry.forget()
@@ -375,3 +333,18 @@ class Ring(WaitingRing):
             ResourceWarning,
             stacklevel=3,
         )
+
+    def _bury_retired(self) -> None:
+        """Keep for ever the buffers that left their table, and whose tag has not come."""
+        if self._registry.retiring and lib.au_ring_check(self.raw) == 0:
+            if not lib.au_ring_unsubmitted(self.raw):
+                with contextlib.suppress(OSError, RuntimeError):
+                    self.submit()  # tags that have come and were not drained
+            if buried := self._registry.bury():
+                KEPT.append(buried)
+                warnings.warn(
+                    f"a Ring was closed while the kernel was using buffers that had left their table: {buried!r} are "
+                    "kept until the process ends; reap the requests that use them before closing",
+                    ResourceWarning,
+                    stacklevel=3,
+                )

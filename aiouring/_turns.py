@@ -58,6 +58,7 @@ class Turns:
         self._usable = True
         self.broken: OSError | None = None
         self._groups = registry.groups
+        self._retiring = registry.retiring
         self.strays = 0
         self._raw = ring.raw
         self._events = ring.raw.events
@@ -212,10 +213,13 @@ class Turns:
         self._position = 3 * count
 
     def _of_a_sender(self, number: int) -> None:
-        """An event that is no request's completion: a sender's, or nobody's."""
+        """An event that is no request's completion: a sender's, the tag of a buffer that is retiring, or nobody's."""
         sender = self.senders.get(number)
         if sender is not None:
             sender.arrived()
+        elif (retired := self._retiring.get(number)) is not None:
+            retired.arrived(number)
+            del self._retiring[number]
         else:
             self.strays += number != 0
 

@@ -34,7 +34,6 @@ class CRing:
 class CBuffers:
     count: int
     registered: int
-    size: int
 
 class CGroup:
     count: int
@@ -137,9 +136,24 @@ class _Lib:
         opcode: int,
         fd: int,
         buffers: CBuffers,
-        index: int,
+        key: int,
         start: int,
         length: int,
+        offset: int,
+        how: int,
+        /,
+    ) -> int: ...
+    def au_prepare_fixed_vector(
+        self,
+        ring: CRing,
+        user_data: int,
+        opcode: int,
+        fd: int,
+        buffers: CBuffers,
+        key: int,
+        vectors: CMemory,
+        ranges: CMemory,
+        count: int,
         offset: int,
         how: int,
         /,
@@ -194,13 +208,22 @@ class _Lib:
     def au_slot_serial(self, ring: CRing, index: int, /) -> int: ...
     def au_slot_set(self, ring: CRing, index: int, serial: int, /) -> int: ...
     def au_slots_used(self, ring: CRing, /) -> int: ...
-    def au_buffers_init(
-        self, buffers: CBuffers, ring: CRing, base: CMemory, size: int, stride: int, count: int, /
-    ) -> None: ...
-    def au_buffers_register(self, buffers: CBuffers, /) -> int: ...
+    def au_buffers_init(self, buffers: CBuffers, ring: CRing, slots: CMemory, count: int, /) -> None: ...
+    def au_buffers_key(self, buffers: CBuffers, index: int, /) -> int: ...
+    def au_buffers_size(self, buffers: CBuffers, key: int, /) -> int: ...
+    def au_buffers_register(
+        self, buffers: CBuffers, memories: CMemory, sizes: CMemory, tags: CMemory, flags: int, /
+    ) -> int: ...
+    def au_buffers_update(
+        self, buffers: CBuffers, index: int, count: int, memories: CMemory, sizes: CMemory, tags: CMemory, /
+    ) -> int: ...
+    def au_buffers_clone(
+        self, buffers: CBuffers, index: int, source: CBuffers, source_index: int, count: int, flags: int, /
+    ) -> int: ...
+    def au_ring_can_clone(self, ring: CRing, /) -> int: ...
     def au_buffers_unregister(self, buffers: CBuffers, /) -> int: ...
-    def au_buffers_lend(self, buffers: CBuffers, index: int, /) -> int: ...
-    def au_buffers_give_back(self, buffers: CBuffers, index: int, /) -> int: ...
+    def au_buffers_lend(self, buffers: CBuffers, key: int, /) -> int: ...
+    def au_buffers_give_back(self, buffers: CBuffers, key: int, /) -> int: ...
     def au_group_init(
         self, group: CGroup, ring: CRing, base: CMemory, size: int, count: int, group_id: int, /
     ) -> int: ...
@@ -363,8 +386,11 @@ class _Lib:
     AU_RESTRICTION_SQE_OP: Final[int]
     AU_RESTRICTION_SQE_FLAGS_ALLOWED: Final[int]
     AU_RESTRICTION_SQE_FLAGS_REQUIRED: Final[int]
+    AU_RSRC_REGISTER_SPARSE: Final[int]
+    AU_CLONE_DST_REPLACE: Final[int]
     AU_MAX_TRANSFER: Final[int]
     AU_MAX_BUFFERS: Final[int]
+    AU_MAX_VECTORS: Final[int]
     AU_MAX_BUFFER_BYTES: Final[int]
     AU_MAX_FILES: Final[int]
     AU_MAX_GROUP_ENTRIES: Final[int]
@@ -381,6 +407,7 @@ class _Lib:
     AU_RING_FD: Final[int]
     AU_FORBIDDEN: Final[int]
     AU_BAD_SLOT: Final[int]
+    AU_REPLACED: Final[int]
     AU_AGAIN: Final[int]
     AU_EVENTS_MAX: Final[int]
     AU_GUARD_FD: Final[int]
@@ -388,6 +415,8 @@ class _Lib:
     AU_RING_ENABLED: Final[int]
     AU_FIRST_SLOT: Final[int]
     AU_SLOT_FILLED: Final[int]
+    AU_SLOT_MASK: Final[int]
+    AU_MAP_HUGETLB: Final[int]
 
 ffi: _FFI
 lib: _Lib

@@ -178,6 +178,7 @@ def check_idle(ring: aiouring.AsyncRing) -> None:
         return
     assert not driver.inflight, in_flight()
     assert driver.strays == 0
+    assert not driver.registry.retiring, driver.registry.retiring
     for group in driver.registry.groups.values():
         found = group.statistics()
         assert found.in_use == 0, found

@@ -23,6 +23,7 @@ RULES = [
     (lib.AU_BAD_INDEX, ValueError, "index 3"),
     (lib.AU_NOT_LENT, ValueError, "buffer 3 is not lent"),
     (lib.AU_BAD_SLOT, OSError, "5 does not hold this file any more"),
+    (lib.AU_REPLACED, ValueError, "buffer 3 has been replaced or removed"),
     (lib.AU_RING_FD, ValueError, "descriptor 5 is an io_uring itself"),
     (lib.AU_FORBIDDEN, PermissionError, "filling: the restrictions that this ring was made with"),
 ]

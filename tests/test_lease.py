@@ -47,6 +47,12 @@ class Clerk:
     def ask_for_turn(self) -> None:
         """There is no ring."""
 
+    def submit_queued(self) -> None:
+        raise AssertionError
+
+    def draw_number(self) -> int:
+        raise AssertionError
+
     def ask_from_elsewhere(self, what: Callable[[], object]) -> None:
         """Keep it for the test to call."""
         self.asked.append(what)

@@ -57,7 +57,7 @@ async def test_m6_sizes(ring: aiouring.AsyncRing, register_calls: list[int]) -> 
     assert register_calls == []
     assert (open_files(), pinned_kilobytes()) == (files, pinned)
     with ring.register_buffers(count=1, size=1):
-        assert register_calls == [lib.AU_REGISTER_BUFFERS]
+        assert register_calls == [lib.AU_REGISTER_BUFFERS2]
 
 
 async def test_m6_second_table(ring: aiouring.AsyncRing, register_calls: list[int]) -> None:

@@ -19,6 +19,12 @@ class Clerk:
     def ask_for_turn(self) -> None:
         pass
 
+    def submit_queued(self) -> None:
+        pass
+
+    def draw_number(self) -> int:
+        return 0
+
     def ask_from_elsewhere(self, what: object) -> None:
         raise AssertionError
 
@@ -47,9 +53,9 @@ def test_unregister_takes_everything_back() -> None:
     registry = Registry(Clerk())  # type: ignore[arg-type]
     with CoreRing(2, cq_entries=4) as ring:
         for _ in range(2):
-            buffers = registry.register_buffers(ring, count=1, size=16)
+            buffers = registry.register_buffers(ring, None, count=1, size=16)
             with pytest.raises(aiouring.ResourceBusyError, match="one table"):
-                registry.register_buffers(ring, count=1, size=16)
+                registry.register_buffers(ring, None, count=1, size=16)
             registry.unregister()
             assert not buffers.registered
 

@@ -115,12 +115,6 @@ static int next_entry(au_ring *ring, uint64_t user_data, int opcode, int fd, uin
     return 0;
 }
 
-/* Is [start, start + length) inside `capacity` bytes?  No addition that could overflow. */
-static bool inside(int64_t capacity, int64_t start, int64_t length)
-{
-    return start >= 0 && length >= 0 && start <= capacity && length <= capacity - start;
-}
-
 static uint32_t clamp(int64_t length)
 {
     return (uint32_t)(length > AU_MAX_TRANSFER ? AU_MAX_TRANSFER : length);
@@ -160,26 +154,58 @@ int au_prepare_memory(au_ring *ring, uint64_t user_data, int opcode, int fd, con
 }
 
 int au_prepare_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd, au_buffers *buffers,
-                     uint32_t index, int64_t start, int64_t length, int64_t offset, uint64_t how)
+                     uint64_t key, int64_t start, int64_t length, int64_t offset, uint64_t how)
 {
     struct au_sqe *sqe;
-    if (buffers->ring != ring || index >= buffers->count)
-        return AU_BAD_INDEX;
-    if (!buffers->registered)
-        return AU_CLOSED;
-    if (!buffers->lent[index])
-        return AU_NOT_LENT;
-    if (!inside((int64_t)buffers->size, start, length))
+    struct au_slot *slot;
+    int rc = slot_for_request(ring, buffers, key, &slot);
+    if (rc < 0)
+        return rc;
+    if (!inside((int64_t)slot->size, start, length))
         return AU_BAD_LENGTH;
     if (offset < -1)
         return AU_BAD_OFFSET;
-    int rc = next_entry(ring, user_data, opcode, fd, how, &sqe);
+    rc = next_entry(ring, user_data, opcode, fd, how, &sqe);
     if (rc < 0)
         return rc;
     sqe->off = (uint64_t)offset;
-    sqe->addr = (uint64_t)(uintptr_t)(buffers->base + index * buffers->stride) + (uint64_t)start;
+    sqe->addr = (uint64_t)(uintptr_t)slot->base + (uint64_t)start;
     sqe->len = clamp(length);
-    sqe->buf_index = (uint16_t)index;
+    sqe->buf_index = (uint16_t)(key & AU_SLOT_MASK);
+    return 0;
+}
+
+/* The same for several ranges inside one buffer: `ranges` holds start and length of each.  What the kernel reads
+ * is written into `vectors`, which the caller keeps until the request's final completion. */
+int au_prepare_fixed_vector(au_ring *ring, uint64_t user_data, int opcode, int fd, au_buffers *buffers, uint64_t key,
+                            struct iovec *vectors, const int64_t *ranges, uint32_t count, int64_t offset, uint64_t how)
+{
+    struct au_sqe *sqe;
+    struct au_slot *slot;
+    int rc = slot_for_request(ring, buffers, key, &slot);
+    if (rc < 0)
+        return rc;
+    if (count == 0 || count > AU_MAX_VECTORS)
+        return AU_BAD_LENGTH;
+    int64_t total = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        int64_t start = ranges[2 * i], length = ranges[2 * i + 1];
+        if (length == 0 || !inside((int64_t)slot->size, start, length))
+            return AU_BAD_LENGTH; /* an empty range is EFAULT to the kernel (KERNEL.md C6) */
+        total += length;
+        if (total > AU_MAX_TRANSFER)
+            return AU_BAD_LENGTH;
+        vectors[i] = (struct iovec){slot->base + start, (size_t)length};
+    }
+    if (offset < -1)
+        return AU_BAD_OFFSET;
+    rc = next_entry(ring, user_data, opcode, fd, how, &sqe);
+    if (rc < 0)
+        return rc;
+    sqe->off = (uint64_t)offset;
+    sqe->addr = (uint64_t)(uintptr_t)vectors;
+    sqe->len = count;
+    sqe->buf_index = (uint16_t)(key & AU_SLOT_MASK);
     return 0;
 }
 

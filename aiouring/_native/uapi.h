@@ -94,6 +94,31 @@ struct au_buf_status {
     uint32_t reserved[8];
 };
 
+/* Registering buffers or files with tags, or a sparse table of them.  Since Linux 5.13. */
+struct au_rsrc_register {
+    uint32_t nr;
+    uint32_t flags; /* AU_RSRC_REGISTER_* */
+    uint64_t reserved;
+    uint64_t data, tags;
+};
+
+/* Replacing some of them in place.  Since Linux 5.13. */
+struct au_rsrc_update2 {
+    uint32_t offset;
+    uint32_t reserved;
+    uint64_t data, tags;
+    uint32_t nr;
+    uint32_t reserved2;
+};
+
+/* Cloning another ring's buffers.  Since Linux 6.12; offsets, count and flags since 6.13. */
+struct au_clone_buffers {
+    uint32_t src_fd;
+    uint32_t flags; /* AU_REGISTER_SRC_REGISTERED, AU_CLONE_DST_REPLACE */
+    uint32_t src_off, dst_off, nr;
+    uint32_t reserved[3];
+};
+
 struct au_probe_op {
     uint8_t op, reserved;
     uint16_t flags; /* bit 0: supported */
@@ -351,12 +376,17 @@ enum {
     AU_RESTRICTION_SQE_FLAGS_REQUIRED = 3,
 };
 
+enum { AU_RSRC_REGISTER_SPARSE = 1u << 0 }; /* since Linux 5.19 */
+
+enum { AU_CLONE_DST_REPLACE = 1u << 1 }; /* since Linux 6.13 */
+
 #define AU_OFF_SQ_RING 0ULL
 #define AU_OFF_SQES 0x10000000ULL
 
 /* The most one read or write moves, MAX_RW_COUNT in the kernel. */
 #define AU_MAX_TRANSFER 0x7ffff000LL
 #define AU_MAX_BUFFERS 16384
+#define AU_MAX_VECTORS 1024 /* ranges in one readv or writev, UIO_MAXIOV */
 #define AU_MAX_BUFFER_BYTES (1LL << 30)
 #define AU_MAX_FILES (1 << 20)
 #define AU_MAX_GROUP_ENTRIES 32768
@@ -375,6 +405,9 @@ _Static_assert(sizeof(struct au_buf_reg) == 40, "au_buf_reg");
 _Static_assert(sizeof(struct au_buf_status) == 40, "au_buf_status");
 _Static_assert(sizeof(struct au_files_update) == 16, "au_files_update");
 _Static_assert(sizeof(struct au_file_index_range) == 16, "au_file_index_range");
+_Static_assert(sizeof(struct au_rsrc_register) == 32, "au_rsrc_register");
+_Static_assert(sizeof(struct au_rsrc_update2) == 32, "au_rsrc_update2");
+_Static_assert(sizeof(struct au_clone_buffers) == 32, "au_clone_buffers");
 _Static_assert(sizeof(struct au_probe_op) == 8, "au_probe_op");
 _Static_assert(sizeof(struct au_probe) == 16 + 256 * 8, "au_probe");
 _Static_assert(sizeof(struct au_getevents_arg) == 24, "au_getevents_arg");
@@ -403,6 +436,10 @@ AU_ASSERT_OFFSET(au_cq_offsets, cqes, 20);
 AU_ASSERT_OFFSET(au_cq_offsets, flags, 24);
 AU_ASSERT_OFFSET(au_files_update, fds, 8);
 AU_ASSERT_OFFSET(au_file_index_range, len, 4);
+AU_ASSERT_OFFSET(au_rsrc_register, data, 16);
+AU_ASSERT_OFFSET(au_rsrc_update2, data, 8);
+AU_ASSERT_OFFSET(au_rsrc_update2, nr, 24);
+AU_ASSERT_OFFSET(au_clone_buffers, nr, 16);
 AU_ASSERT_OFFSET(au_buf, bid, 12);
 AU_ASSERT_OFFSET(au_buf, reserved, 14);
 AU_ASSERT_OFFSET(au_buf_reg, bgid, 12);

@@ -3,12 +3,13 @@
 /* Rule violations, outside the range of errno. */
 enum au_rule {
     AU_CLOSED, AU_FORKED, AU_WRONG_THREAD, AU_DISABLED, AU_FULL,
-    AU_BAD_LENGTH, AU_BAD_OFFSET, AU_BAD_INDEX, AU_NOT_LENT, AU_RING_FD, AU_FORBIDDEN, AU_BAD_SLOT, ...
+    AU_BAD_LENGTH, AU_BAD_OFFSET, AU_BAD_INDEX, AU_NOT_LENT, AU_RING_FD, AU_FORBIDDEN, AU_BAD_SLOT, AU_REPLACED, ...
 };
 
 enum { AU_AGAIN = ..., AU_EVENTS_MAX = ..., AU_GUARD_FD = ..., AU_SLOTS_AT_ONCE = ..., AU_RING_ENABLED = ... };
 enum { AU_FIRST_SLOT = ... };
 enum { AU_SLOT_FILLED = ... };
+enum { AU_SLOT_MASK = ..., AU_MAP_HUGETLB = ... };
 
 typedef struct au_ring {
     int fd;
@@ -27,7 +28,9 @@ typedef struct au_ring {
     ...;
 } au_ring;
 
-typedef struct au_buffers { uint32_t count; int registered; uint64_t size; uint8_t lent[]; ...; } au_buffers;
+struct au_slot { uint64_t size; uint64_t generation; uint8_t lent; ...; };
+typedef struct au_buffers { uint32_t count; int registered; ...; } au_buffers;
+struct iovec { ...; };
 
 typedef struct au_group {
     uint32_t count, with_kernel, unpublished, lent, high_water;
@@ -84,7 +87,10 @@ int au_prepare_memory(au_ring *ring, uint64_t user_data, int opcode, int fd, con
                       int64_t capacity, int64_t start, int64_t length, int64_t offset,
                       uint32_t op_flags, uint64_t how);
 int au_prepare_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd, au_buffers *buffers,
-                     uint32_t index, int64_t start, int64_t length, int64_t offset, uint64_t how);
+                     uint64_t key, int64_t start, int64_t length, int64_t offset, uint64_t how);
+int au_prepare_fixed_vector(au_ring *ring, uint64_t user_data, int opcode, int fd, au_buffers *buffers, uint64_t key,
+                            struct iovec *vectors, const int64_t *ranges, uint32_t count, int64_t offset,
+                            uint64_t how);
 int au_prepare_select(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
                       int64_t length, int64_t offset, uint32_t op_flags, uint64_t how);
 
@@ -105,12 +111,19 @@ int64_t au_slots_used(au_ring *ring);
 int au_prepare_multishot(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
                          uint32_t total, uint64_t how);
 
-void au_buffers_init(au_buffers *buffers, au_ring *ring, void *base, uint64_t size, uint64_t stride,
-                     uint32_t count);
-int au_buffers_register(au_buffers *buffers);
+void au_buffers_init(au_buffers *buffers, au_ring *ring, struct au_slot *slots, uint32_t count);
+uint64_t au_buffers_key(au_buffers *buffers, uint32_t index);
+uint64_t au_buffers_size(au_buffers *buffers, uint64_t key);
+int au_buffers_register(au_buffers *buffers, void *const *memories, const uint64_t *sizes, const uint64_t *tags,
+                        uint32_t flags);
+int au_buffers_update(au_buffers *buffers, uint32_t index, uint32_t count, void *const *memories,
+                      const uint64_t *sizes, const uint64_t *tags);
+int au_buffers_clone(au_buffers *buffers, uint32_t index, au_buffers *source, uint32_t source_index, uint32_t count,
+                     uint32_t flags);
+int au_ring_can_clone(au_ring *ring);
 int au_buffers_unregister(au_buffers *buffers);
-int au_buffers_lend(au_buffers *buffers, uint32_t index);
-int au_buffers_give_back(au_buffers *buffers, uint32_t index);
+int au_buffers_lend(au_buffers *buffers, uint64_t key);
+int au_buffers_give_back(au_buffers *buffers, uint64_t key);
 
 int au_group_init(au_group *group, au_ring *ring, void *base, uint32_t size, uint32_t count,
                   uint16_t group_id);

@@ -47,6 +47,7 @@ enum au_rule {
     AU_RING_FD = -5010,      /* the descriptor is an io_uring */
     AU_FORBIDDEN = -5011,    /* the ring's own restrictions forbid it */
     AU_BAD_SLOT = -5012,     /* no such slot on this ring, or another file is in it */
+    AU_REPLACED = -5013,     /* the slot has another buffer by now */
 };
 
 enum {
@@ -56,6 +57,9 @@ enum {
     AU_SLOTS_AT_ONCE = 64, /* distinct guarded descriptors per turn */
     AU_ROUNDS_MAX = 4,     /* times one turn looks again */
     AU_VECTOR_MAX = 16,    /* parts that one request of a sender sends */
+    AU_SLOT_BITS = 16,     /* of a registered buffer's key that are its index, see buffers.c */
+    AU_SLOT_MASK = (1 << AU_SLOT_BITS) - 1,
+    AU_MAP_HUGETLB = MAP_HUGETLB,
 };
 
 /* Where a slot of the table of registered files stands in for a descriptor, its number is this plus the slot's
@@ -112,13 +116,18 @@ typedef struct au_ring {
     struct au_ring *next_live;
 } au_ring;
 
+struct au_slot {
+    uint8_t *base; /* NULL: the slot is empty */
+    uint64_t size;
+    uint64_t generation; /* how often its buffer was replaced */
+    uint8_t lent;
+};
+
 typedef struct au_buffers {
     uint32_t count;
     int registered;
     au_ring *ring;
-    uint8_t *base;
-    uint64_t size, stride;
-    uint8_t lent[];
+    struct au_slot *slots; /* Python's, which keeps them as long as this */
 } au_buffers;
 
 typedef struct au_group {
