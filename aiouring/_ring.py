@@ -70,7 +70,6 @@ class CoreRing:
         if profile not in PROFILES:
             raise ValueError(f"task_run={profile!r} is neither 'defer' nor 'coop'")
         self.raw: CRing = ffi.new("au_ring *")
-        self._opcodes: frozenset[int] | None = None
         self.attended = False  # somebody else closes it, who knows what is in flight
         self.restrictions = Restrictions.default() if restrictions is True else restrictions or None
         set_up(self.raw, entries, cq_entries, PROFILES[profile])
@@ -313,16 +312,6 @@ class CoreRing:
         finally:
             if not self.closed:
                 self.eventfd_enabled = before
-
-    def require(self, opcode: int, release: str) -> None:
-        """Raise `UnsupportedKernelError` unless this kernel knows `opcode`, which is there since Linux `release`."""
-        if self._opcodes is None:
-            try:
-                self._opcodes = self.probe_opcodes()
-            except OSError:  # a restricted ring may not ask: the kernel will answer the request itself
-                self._opcodes = frozenset(range(256))
-        if opcode not in self._opcodes:
-            raise UnsupportedKernelError(f"{Opcode(opcode).name} needs Linux {release}")
 
     def probe_opcodes(self) -> frozenset[int]:
         """The opcodes this kernel supports.  Since Linux 5.6."""

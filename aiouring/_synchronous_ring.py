@@ -17,6 +17,7 @@ from aiouring._abi import Opcode, SubmissionFlags
 from aiouring._buffer_ring import BufferRing
 from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._errors import AioUringError, ResourceBusyError, failure
+from aiouring._features import require
 from aiouring._fixed_buffer import FixedBuffer, Vector
 from aiouring._restrictions import Restrictions
 from aiouring._retired_buffers import KEPT
@@ -224,7 +225,7 @@ class Ring(RegisteringRing):
         `ranges` holds start and length of each, in bytes.  `buffer` stays lent until the request's final completion.
         Since Linux 6.15.
         """
-        self.require(opcode, "6.15")
+        require("vectored fixed I/O")
         vector = Vector(buffer, ranges)
         self._hold(user_data, buffer)
         try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from aiouring._features import require
 from aiouring._fixed_buffer import FixedBuffer, Vector
 from aiouring._request import Leftovers, Read, Request, Write
 from aiouring._uring import ffi, lib
@@ -49,7 +50,7 @@ class VectorVerbs(Verbs):
         vector = Vector(buffer, ranges)
         memory = buffer.memory()
         driver = self._driver or self._bound()
-        driver.ring.require(lib.AU_OP_READV_FIXED, "6.15")
+        require("vectored fixed I/O")
         request = Request(number, file, vector, buffer)
         if offset is None:
             if driver.leftovers.kept and (data := driver.leftovers.take(number, vector.total)):
@@ -77,7 +78,7 @@ class VectorVerbs(Verbs):
         vector = Vector(buffer, ranges)
         buffer.memory()  # ValueError after release
         driver = self._driver or self._bound()
-        driver.ring.require(lib.AU_OP_WRITEV_FIXED, "6.15")
+        require("vectored fixed I/O")
         return await driver.perform(
             Write(number, file, vector, buffer),
             lib.au_prepare_fixed_vector,

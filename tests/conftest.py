@@ -29,6 +29,7 @@ from registered_slots import agrees
 
 import aiouring
 from aiouring._driver import GRAVEYARD, LIVE
+from aiouring._features import FEATURES
 
 DEADLINE_SECONDS = 60
 PROFILES = ("coop", "defer")
@@ -63,12 +64,16 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without io_uring, all but the tests that say they need none are skipped, with the reason."""
+    """What this machine cannot run is skipped, with the reason: no io_uring at all, or an older kernel."""
     found = config.stash[_FOUND]
-    if not found:
-        for item in items:
-            if not item.get_closest_marker("needs_no_ring"):
-                item.add_marker(pytest.mark.skip(reason=f"io_uring is not available: {found.reason}"))
+    for item in items:
+        if not found and not item.get_closest_marker("needs_no_ring"):
+            item.add_marker(pytest.mark.skip(reason=f"io_uring is not available: {found.reason}"))
+        for name in (name for marker in item.iter_markers("needs") for name in marker.args):
+            assert name in FEATURES, f"{item.nodeid} needs {name!r}, which is no feature"
+            if found and name not in found.supported:
+                reason = f"{name}: needs Linux {FEATURES[name].since}, and this is {found.kernel}"
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -20,6 +20,8 @@ from aiouring import Opcode, Ring, _features
 from aiouring._setup import TaskRun
 from aiouring._uring import ffi, lib
 
+pytestmark = pytest.mark.needs("memory regions")
+
 PAGE = mmap.PAGESIZE
 
 

@@ -166,33 +166,6 @@ async def test_e9_unregistering_is_refused(ring: aiouring.AsyncRing, answers: li
     await table.unregister().wait()
 
 
-async def test_a_restricted_ring_may_not_ask(ring: aiouring.AsyncRing, answers: list[Answer]) -> None:
-    """Where asking for the opcodes is forbidden, the request is tried; it is asked only once."""
-    asked: list[int] = []
-
-    def no_probe(opcode: int, *_: Any) -> int | None:
-        if opcode == lib.AU_REGISTER_PROBE:
-            asked.append(opcode)
-            return -errno.EACCES
-        return None
-
-    with ring.register_buffers(count=1, size=4) as table, table[0] as buffer, open("/dev/zero", "rb") as zeros:
-        answers.append(no_probe)
-        for _ in range(3):
-            assert await ring.readv_fixed(zeros, buffer, [(0, 2)], 0) == 2
-    assert len(asked) == 1
-
-
-async def test_opcodes_are_asked_for_once(ring: aiouring.AsyncRing, answers: list[Answer]) -> None:
-    """However many requests follow, the kernel is asked once what it knows."""
-    asked: list[int] = []
-    answers.append(lambda opcode, *_: asked.append(opcode))
-    with ring.register_buffers(count=1, size=4) as table, table[0] as buffer, open("/dev/zero", "rb") as zeros:
-        for _ in range(3):
-            await ring.readv_fixed(zeros, buffer, [(0, 2)], 0)
-    assert asked.count(lib.AU_REGISTER_PROBE) == 1
-
-
 # ---- wrong places ------------------------------------------------------------------------------
 
 

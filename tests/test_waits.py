@@ -19,6 +19,8 @@ from aiouring._abi import Features
 from aiouring._setup import TaskRun
 from aiouring._uring import ffi, lib
 
+pytestmark = pytest.mark.needs("minimum waits", "clocks", "registered waits")
+
 PAGE = mmap.PAGESIZE
 
 

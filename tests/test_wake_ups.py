@@ -83,6 +83,33 @@ async def test_e14_every_event_wakes_a_sleeping_loop(ring: aiouring.AsyncRing) -
     assert ring.statistics().wakeups >= 50
 
 
+@pytest.mark.parametrize("delay", [0, 50, 200, 1000])
+async def test_e15_an_event_at_the_end_of_a_turn(ring: aiouring.AsyncRing, delay: int) -> None:
+    """Data that arrives just when a turn ends its silence and looks for the last time wakes the loop, too."""
+    ours, theirs = socket.socketpair()
+    rounds = 2000
+
+    def echo() -> None:
+        while data := theirs.recv(1):
+            for _ in range(delay * data[0] // 128):  # shift the answer over the end of the turn
+                pass
+            theirs.send(data)
+
+    thread = threading.Thread(target=echo)
+    thread.start()
+    memory = bytearray(1)
+    async with asyncio.timeout(50):
+        for number in range(rounds):
+            receive = asyncio.ensure_future(ring.recv_into(ours, memory))
+            await ring.send(ours, bytes([number % 256]))
+            await receive
+            assert memory[0] == number % 256
+    ours.shutdown(socket.SHUT_WR)
+    thread.join()
+    ours.close()
+    theirs.close()
+
+
 async def test_e16_no_wake_up_after_close(profile: TaskRun) -> None:
     """Nobody watches the eventfd's number after close, whoever gets it next."""
     ring = aiouring.AsyncRing(task_run=profile)

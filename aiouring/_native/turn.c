@@ -163,7 +163,7 @@ int au_ring_wait_slot(au_ring *ring, unsigned min_complete, uint32_t slot, unsig
         return rc;
     if (slot >= ring->wait_slots)
         return AU_BAD_INDEX;
-    const void *offset = (const void *)(slot * sizeof(struct au_reg_wait)); /* slots are few: bytes of a size_t */
+    const void *offset = (const void *)(slot * sizeof(struct au_reg_wait)); /* in place of an address */
     flags = (flags & AU_ENTER_ABS_TIMER) | AU_ENTER_EXT_ARG | AU_ENTER_EXT_ARG_REG;
     return wait_with(ring, min_complete, flags, offset, sizeof(struct au_reg_wait));
 }
