@@ -11,7 +11,7 @@ import contextlib
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from aiouring._abi import Opcode, SubmissionFlags
@@ -20,6 +20,7 @@ from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._errors import AioUringError, ResourceBusyError, failure
 from aiouring._features import require
 from aiouring._memory_region import MemoryRegion
+from aiouring._peeks import PeekingRing
 from aiouring._registered_buffers import FixedBuffer, RegisteredBuffers
 from aiouring._registered_files import MAX_FILES, RegisteredFiles
 from aiouring._registry import Registry
@@ -27,7 +28,7 @@ from aiouring._restrictions import Restrictions
 from aiouring._ring import Completion, check_size
 from aiouring._setup import TaskRun
 from aiouring._uring import ffi, lib
-from aiouring._waits import Clock, WaitingRing
+from aiouring._waits import Clock
 
 __all__ = ["Clock", "Ring"]
 
@@ -47,6 +48,7 @@ class _Unattended:
 
     def __init__(self) -> None:
         self.due: deque[Callable[[], object]] = deque()
+        self.in_flight: dict[int, Any] = {}  # what each request holds, by its user_data
 
     def new_future(self) -> NoReturn:
         """Nobody waits here."""
@@ -63,11 +65,11 @@ class _Unattended:
         """The caller knows what is in flight."""
 
     def groups_in_flight(self) -> set[int]:
-        """The caller knows that too."""
-        return set()
+        """The groups that requests in flight hold."""
+        return {held.group_id for held in self.in_flight.values() if isinstance(held, BufferRing)}
 
 
-class Ring(WaitingRing):
+class Ring(PeekingRing):
     """A submission queue and a completion queue shared with the kernel; usable without asyncio.
 
     Prepare requests, then `submit()` them, or `wait()` for their completions; each has the `user_data` of its request.
@@ -99,7 +101,7 @@ class Ring(WaitingRing):
     ) -> None:
         self._unattended = _Unattended()
         self._registry = Registry(self._unattended)
-        self._in_flight: dict[int, Any] = {}
+        self._in_flight = self._unattended.in_flight
         super().__init__(
             entries, cq_entries=cq_entries, task_run=task_run, disabled=disabled, restrictions=restrictions
         )
@@ -118,9 +120,9 @@ class Ring(WaitingRing):
         """Register `count` page-aligned buffers of `size` bytes; as `AsyncRing.register_buffers()`."""
         return self._registry.register_buffers(self, count=count, size=size)
 
-    def register_buffer_ring(self, *, count: int, size: int) -> BufferRing:
+    def register_buffer_ring(self, *, count: int, size: int, group_id: int | None = None) -> BufferRing:
         """Register a pool of `count` buffers of `size` bytes; as `AsyncRing.register_buffer_ring()`."""
-        return self._registry.register_buffer_ring(self, count=count, size=size, on_empty="raise")
+        return self._registry.register_buffer_ring(self, count=count, size=size, on_empty="raise", group_id=group_id)
 
     def register_region(
         self, size: int | None = None, *, memory: Any = None, wait_argument: bool = False
@@ -298,9 +300,12 @@ class Ring(WaitingRing):
     ) -> None:
         """Fill one entry that receives into a buffer of `group`, which the kernel picks; `length` 0 is all of it.
 
-        The completion says which: `group.take(completion.flags, completion.result)`.  `offset` is for reads, where
-        -1 is the file's own position; a receive must not have one.
+        The completion says which: `group.take(completion.flags, completion.result)`, once for each completion whose
+        flags have `CompletionFlags.BUFFER`.  `offset` is for reads, where -1 is the file's own position; a receive
+        must not have one.
         """
+        if offset < -1:
+            raise failure(lib.AU_BAD_OFFSET, offset=offset)
         self._hold(user_data, group)
         try:
             number, how = self._named(fd)
@@ -315,13 +320,19 @@ class Ring(WaitingRing):
 
     def submit(self) -> list[Completion]:
         """Submit everything filled, without waiting; returns what has completed (at most 512 at once)."""
+        self._do_what_is_due()
+        completions = super().submit()
+        self._ended(completions)
+        return completions
+
+    def _do_what_is_due(self) -> None:
         while self._unattended.due:
             self._unattended.due.popleft()()
-        completions = super().submit()
+
+    def _ended(self, completions: Iterable[Completion]) -> None:
         for user_data, _, flags in completions:
             if not flags & lib.AU_CQE_F_MORE:
                 self._let_go(user_data)
-        return completions
 
     def drain(self) -> Iterator[Completion]:
         """Submit everything filled, then yield completions one by one until no more are there; does not wait."""
