@@ -13,6 +13,12 @@ How this fits together
    calls the next in line; one that finds the group empty again goes back to the head.  Every step
    shortens the line or waits for a release, so nothing spins and nobody starves.
 4. A newcomer joins the line when there is one, rather than overtake it.
+5. A read from a file takes its buffer when it is submitted, not when data is there, and holds it while the disk
+   works (KERNEL.md C5).  Our count of the kernel's buffers is too high by those, so `serve()` asks the kernel for
+   its own: else those in line would be called, refused and called again for as long as the disk takes.
+6. Who drives a `Ring` by hand may say when the kernel sees a buffer again: `add()` ends a lease, `advance()` shows
+   the kernel what was added.  The two never mix with `release()`: the C core keeps what was added behind what was
+   released, and publishes the one with the turn and the other with `advance()` only.
 """
 
 import errno
@@ -24,7 +30,7 @@ from aiouring._errors import BuffersExhaustedError, RingClosedError, Unsupported
 from aiouring._lease import Arena, Home, Lease
 from aiouring._line import Attendant, Line
 from aiouring._registered_memory import registration_error
-from aiouring._ring import CoreRing, check_size
+from aiouring._ring import CoreRing, check_count, check_size
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
@@ -68,6 +74,7 @@ class BufferRingStatistics:
     count: int
     size: int
     with_kernel: int
+    added: int  # given back by add(), not to be seen by the kernel before advance()
     in_use: int
     high_water: int
     waiting: int  # receivers in line now
@@ -131,7 +138,7 @@ class BufferRing(Home):
         self._count = count
         self._size = size
         self.arena = Arena(count, size, size)
-        self.raw: CGroup = ffi.new("au_group *", {"is_lent": count})
+        self.raw: CGroup = ffi.new("au_group *", {"owner": count})
         self._ring = ring  # the C group points to the C ring
         code = lib.au_group_init(self.raw, ring.raw, self.arena.base, size, count, group_id)
         code = code or lib.au_group_register(self.raw)
@@ -211,16 +218,22 @@ class BufferRing(Home):
 
     def serve(self) -> None:
         """Call from the line as many as the kernel has buffers."""
-        for _ in range(self.raw.with_kernel):
+        buffers = self.raw.with_kernel
+        if buffers and (head := lib.au_group_head(self.raw)) >= 0:  # before Linux 6.8 it cannot be known
+            buffers = (self.raw.tail - head) % 65536
+        for _ in range(buffers):
             if not self._line.hand(None):
                 break
 
     def take(self, flags: int, length: int) -> ProvidedBuffer:
-        """The buffer a completion's flags name becomes the caller's."""
+        """The buffer a completion's flags name becomes the caller's; to be called once for each such completion."""
         number = flags >> _BUFFER_SHIFT
         code = _take(self.raw, number)
         if code:
-            raise AssertionError(f"the kernel gave out buffer {number} of group {self.group_id}, which it did not have")
+            raise AssertionError(
+                f"the kernel gave out buffer {number} of group {self.group_id}, which it did not have "
+                "(or this completion was taken before)"
+            )
         return ProvidedBuffer(self, self.arena, number, length)
 
     def take_back(self, number: int) -> None:
@@ -231,8 +244,91 @@ class BufferRing(Home):
         if code:  # it waits to be published
             self._attendant.ask_for_turn()
 
+    def put_back(self, flags: int, *, failed: bool) -> None:
+        """A completion without bytes names a buffer: give it back, if it was taken at all.
+
+        Before 6.18, reads that fail may name a buffer which they did not get (liburing issue 1530); to publish that a
+        second time would give it two owners.
+        """
+        if not (failed and lib.au_group_still_has(self.raw, flags >> _BUFFER_SHIFT) == 1):
+            self.take(flags, 0).release()
+
+    def add(self, buffer: ProvidedBuffer) -> None:
+        """End the lease of `buffer` as `release()` does, but show it to the kernel only with `advance()`.
+
+        For those who drive a `Ring` by hand.  By the buffer, not by its number: its view must end as well.
+
+        Raises:
+            ValueError: it is not of this group, or not lent any more.
+            ResourceBusyError, BufferError: somebody uses it, see `ProvidedBuffer.release()`.
+            RingClosedError: the group was unregistered; `release()` still works.
+
+        Since Linux 5.19.  See io_uring_buf_ring_add(3).
+        """
+        if not isinstance(buffer, ProvidedBuffer):
+            raise TypeError(f"a ProvidedBuffer from this group is needed, not {type(buffer).__name__}")
+        if buffer._home is not self:
+            raise ValueError(f"{buffer!r} is not a buffer of {self!r}")
+        code = lib.au_ring_check(self._ring.raw)
+        if code < 0:
+            raise failure(code)
+        if not self.registered:
+            raise RingClosedError(f"buffer ring {self.group_id} has been unregistered")
+        buffer.hand_over()
+        self._add(buffer.number)
+
+    def _add(self, number: int) -> None:
+        code = lib.au_group_add(self.raw, number)
+        if code < 0:
+            raise failure(code, "adding a buffer", index=number)
+
+    def advance(self, count: int) -> None:
+        """Show the kernel `count` of the added buffers, those added first, and whatever was released, with one store.
+
+        Raises:
+            ValueError: fewer than that were added; the kernel sees none of them.
+
+        Since Linux 5.19.  See io_uring_buf_ring_advance(3).
+        """
+        self.cq_advance(0, count)
+
+    def cq_advance(self, completions: int, buffers: int) -> None:
+        """Consume `completions` that `Ring.peek()` returned, and show the kernel `buffers` that were added.
+
+        Two counts, because not every completion took a buffer: errors and ends of streams took none.  Two stores,
+        buffers first; nothing happens unless both counts are right.
+
+        Raises:
+            ValueError: fewer completions were peeked at, or fewer buffers added.
+
+        Since Linux 5.19.  See io_uring_buf_ring_cq_advance(3).
+        """
+        check_count("completions", completions)
+        check_count("buffers", buffers)
+        code = lib.au_group_cq_advance(self.raw, completions, buffers)
+        if code < 0:
+            peeked = lib.au_ring_peeked(self._ring.raw)
+            raise failure(
+                code,
+                advance=f"{completions} completions and {buffers} buffers",
+                there=f"{peeked} peeked at and {self.raw.added} added",
+            )
+        self._ring.consumed(completions)
+        self._attendant.ask_for_turn()  # somebody may wait for a buffer
+
+    def available(self) -> int:
+        """How many buffers the kernel could still hand out, as it sees it.
+
+        Fewer than `statistics().with_kernel` where completions, or reads in flight, have taken some that nobody knows
+        of yet.  Since Linux 6.8.  See io_uring_buf_ring_available(3).
+        """
+        return (self.raw.tail - self.head()) % 65536
+
     def head(self) -> int:
-        """How many buffers the kernel has taken so far, modulo 65536.  Since Linux 6.8."""
+        """How many buffers the kernel has taken so far, modulo 65536.
+
+        Since Linux 6.8.  See io_uring_buf_ring_head(3).
+        """
         code = lib.au_group_head(self.raw)
         if code == -errno.EINVAL:
             raise UnsupportedKernelError(
@@ -268,6 +364,7 @@ class BufferRing(Home):
             count=self._count,
             size=self._size,
             with_kernel=raw.with_kernel + raw.unpublished,
+            added=raw.added,
             in_use=raw.lent,
             high_water=raw.high_water,
             waiting=len(self._line),

@@ -200,6 +200,8 @@ class Driver(Turns):
             if self.closing and number == errno.ECANCELED:
                 raise RingClosedError("the ring was closed while this was in flight")
             raise self.ring.request_error(number, arguments[0], arguments[-1])
+        if request.group is not None:
+            request.let_go()  # the next try gets a buffer of its own
         if number == errno.EAGAIN:
             with self._between_tries(request):
                 identity = identify(request.fd)

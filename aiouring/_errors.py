@@ -102,6 +102,7 @@ _RULES: dict[int, tuple[Callable[[str], Exception], str]] = {
         _forbidden,
         "{doing}: the restrictions that this ring was made with do not allow it: list it in their `registrations`",
     ),
+    lib.AU_TOO_MANY: (ValueError, "cannot advance over {advance}: there are only {there}"),
 }
 
 

@@ -1,13 +1,19 @@
 """Owns the verbs for files: reading, writing and flushing, with and without registered buffers."""
 
+import errno
+
+from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer, end_of_stream, private_copy
+from aiouring._errors import RingClosedError
 from aiouring._fixed_buffer import FixedBuffer
-from aiouring._request import Read, Request, Write
+from aiouring._request import ProvidedRead, Read, Request, Write
+from aiouring._ring import check_size
 from aiouring._uring import lib
-from aiouring._verbs import Bytes, File, Verbs, file_offset, fill, memory_of, resolve
+from aiouring._verbs import Bytes, File, Verbs, file_offset, fill, line_up, memory_of, resolve
 
 # Looked up once: these are on every read's way.
 _prepare_memory = lib.au_prepare_memory
 _prepare_fixed = lib.au_prepare_fixed
+_prepare_select = lib.au_prepare_select
 _READ = lib.AU_OP_READ
 _WRITE = lib.AU_OP_WRITE
 _READ_FIXED = lib.AU_OP_READ_FIXED
@@ -49,6 +55,64 @@ class FileVerbs(Verbs):
             0,
             how,
         )
+
+    async def read_provided(
+        self,
+        fd: File,
+        group: BufferRing,
+        offset: int | None = None,
+        *,
+        length: int | None = None,
+        on_empty: OnEmpty | None = None,
+    ) -> ProvidedBuffer:
+        """Read into a buffer that the kernel picks from `group`; returns it lent, empty at the end of the file.
+
+        From a pipe or socket the buffer is picked when data is there; from a file when the read is submitted, so
+        that it is in use while the disk works.
+
+        Args:
+            fd: a descriptor, or an object with fileno().
+            group: from `register_buffer_ring()` of this ring.
+            offset: where in the file, in bytes; None means, and moves, the file's own position.
+            length: how many bytes at most, 1 to `group.size`; None is `group.size`.
+            on_empty: what to do while all buffers are lent, as for `recv`.
+
+        Raises:
+            BuffersExhaustedError: no buffer, and "raise".
+            RingClosedError: the group is, or was meanwhile, unregistered.
+
+        Since Linux 5.19.  See io_uring_prep_read(3) and io_uring_setup_buf_ring(3).
+        """
+        number, file, how = resolve(fd)
+        if not isinstance(group, BufferRing):
+            raise TypeError(f"a BufferRing from register_buffer_ring() is needed, not {type(group).__name__}")
+        most = group.size if length is None else length
+        check_size("length", most, group.size)
+        driver = self._driver or self._bound()
+        if offset is None and driver.leftovers.kept and (data := driver.leftovers.take(number, most)):
+            return private_copy(data)
+        request = ProvidedRead(number, file, group, at_position=offset is None)
+        arguments = (_READ, number, group.raw, most, file_offset(offset), 0, how)
+        ticket = 0
+        try:
+            while True:
+                if ticket or group.waiting:
+                    refused, ticket = ticket > 0, ticket or group.draw_ticket()
+                    await line_up(ticket, number, file, group, on_empty, refused=refused)
+                result = await driver.perform(request, _prepare_select, *arguments)
+                if result != -request.expected:
+                    break
+                ticket = ticket or group.draw_ticket()
+        except BaseException as error:
+            if group.waiting:
+                driver.ask_for_turn()  # this one may have been called from the line: the next is
+            if isinstance(error, OSError) and error.errno == errno.ECANCELED and not group.registered:
+                raise RingClosedError(f"buffer ring {group.group_id} was unregistered during a read") from None
+            raise
+        if result:
+            return group.take(request.flags, result)
+        request.let_go()  # the end of a file takes a buffer as well
+        return end_of_stream()
 
     async def write(self, fd: File, data: Bytes, offset: int | None = None) -> int:
         """Write `data`; returns the number of bytes written, which may be fewer.

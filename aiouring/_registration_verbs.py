@@ -95,16 +95,30 @@ class RegistrationVerbs(Verbs):
             driver.ring, source, index=index, source_index=source_index, count=count, replace=replace
         )
 
-    def register_buffer_ring(self, *, count: int, size: int, on_empty: OnEmpty = "wait") -> BufferRing:
-        """Register a pool of `count` buffers (a power of two) of `size` bytes for `recv`.
+    def register_buffer_ring(
+        self, *, count: int, size: int, on_empty: OnEmpty = "wait", group_id: int | None = None
+    ) -> BufferRing:
+        """Register a pool of buffers for `recv` and `read_provided`.
 
-        `on_empty` says what a receive does when all are lent: wait in line, or raise `BuffersExhaustedError`.
+        Args:
+            count: how many, a power of two from 1 to 32768.
+            size: bytes in each, up to 1 GiB: the most one receive returns.
+            on_empty: what a receive does when all are lent: wait in line, or raise `BuffersExhaustedError`.
+            group_id: the group's number for the kernel, 0 to 65535; None takes the first that is free.
+
+        Raises:
+            ValueError: a number that is out of its range.
+            ResourceBusyError: this `group_id` is taken.
+            OSError: ENOMEM beyond RLIMIT_MEMLOCK; the text says how to raise it.
+            UnsupportedKernelError: before Linux 5.19.
 
         Since Linux 5.19.  See io_uring_setup_buf_ring(3).
         """
         driver = self._driver or self._bound()
         driver.check()
-        return driver.registry.register_buffer_ring(driver.ring, count=count, size=size, on_empty=on_empty)
+        return driver.registry.register_buffer_ring(
+            driver.ring, count=count, size=size, on_empty=on_empty, group_id=group_id
+        )
 
     def register_region(self, size: int | None = None, *, memory: Bytes = None) -> MemoryRegion:
         """Share memory with the kernel for the life of the ring: `size` bytes that it allocates, or the caller's.

@@ -112,15 +112,21 @@ class Registry:
         self.files = RegisteredFiles(ring, files)
         return self.files
 
-    def register_buffer_ring(self, ring: "CoreRing", *, count: int, size: int, on_empty: OnEmpty) -> BufferRing:
+    def register_buffer_ring(
+        self, ring: "CoreRing", *, count: int, size: int, on_empty: OnEmpty, group_id: int | None = None
+    ) -> BufferRing:
         """See `AsyncRing.register_buffer_ring()`."""
         for number in [number for number, group in self.groups.items() if not group.registered]:
             del self.groups[number]
         # A receive that is being cancelled still names its group by number: that number is not free yet.
-        taken = self._attendant.groups_in_flight() | set(self.groups)
-        group_id = next(number for number in range(len(taken) + 1) if number not in taken)
-        if group_id > lib.AU_MAX_GROUP_ID:
-            raise ResourceBusyError(f"this ring has {len(self.groups)} buffer rings already")
+        in_flight = self._attendant.groups_in_flight()
+        if group_id is None:
+            taken = in_flight | set(self.groups)
+            group_id = next(number for number in range(len(taken) + 1) if number not in taken)
+            if group_id > lib.AU_MAX_GROUP_ID:
+                raise ResourceBusyError(f"this ring has {len(self.groups)} buffer rings already")
+        else:
+            self._check_group_id(group_id, in_flight)
         group = BufferRing(ring, self._attendant, group_id, count, size, on_empty)
         self.groups[group_id] = group
         return group
@@ -140,6 +146,20 @@ class Registry:
                 self.region = None
             raise
         return region
+
+    def _check_group_id(self, group_id: int, in_flight: set[int]) -> None:
+        if not isinstance(group_id, int):
+            raise TypeError(f"group_id must be an int, not {type(group_id).__name__}")
+        if not 0 <= group_id <= lib.AU_MAX_GROUP_ID:
+            raise ValueError(f"group_id={group_id} is outside 0 to {lib.AU_MAX_GROUP_ID}")
+        if group_id in self.groups:
+            raise ResourceBusyError(
+                f"group_id={group_id} is taken by {self.groups[group_id]!r}: unregister that first, or take another"
+            )
+        if group_id in in_flight:
+            raise ResourceBusyError(
+                f"group_id={group_id} is still named by a request in flight: await its end, or take another"
+            )
 
     def dismiss(self, error: Exception) -> None:
         """Whoever waits in a line of a registration gets `error`."""

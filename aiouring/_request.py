@@ -170,7 +170,28 @@ class ProvidedReceive(Request):
         """Give back a buffer that came without bytes: with an error, or an empty datagram."""
         if self.ended and self.result <= 0 and self.flags & lib.AU_CQE_F_BUFFER:
             flags, self.flags = self.flags, 0
-            self.group.take(flags, 0).release()
+            self.group.put_back(flags, failed=self.result < 0)
+
+
+class ProvidedRead(ProvidedReceive):
+    """A read into a buffer of a group: one at the file's own position is undone, or its bytes are kept."""
+
+    __slots__ = ("at_position",)
+
+    def __init__(self, fd: int, file: Any, group: "BufferRing", *, at_position: bool) -> None:
+        super().__init__(fd, file, group)
+        self.at_position = at_position
+
+    def unclaimed(self, leftovers: "Leftovers") -> None:
+        """Undo the read where the file can seek, else keep its bytes; give the buffer back."""
+        if self.result > 0:
+            try:
+                if self.at_position:
+                    os.lseek(self.fd, -self.result, os.SEEK_CUR)
+            except OSError:
+                super().unclaimed(leftovers)
+            else:
+                self.group.take(self.flags, 0).release()
 
 
 class Leftovers:

@@ -50,6 +50,14 @@ def check_size(name: str, value: int, most: int) -> None:
         raise ValueError(f"{name}={value} is outside 1 to {most}")
 
 
+def check_count(name: str, value: int) -> None:
+    """Refuse what is not a count of at most 32 bits."""
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if not 0 <= value < 2**32:
+        raise ValueError(f"{name}={value} is outside 0 to {2**32 - 1}")
+
+
 class CoreRing:
     """The queues themselves, and what may be done to them; `Ring` and `AsyncRing` stand on it."""
 
@@ -239,7 +247,12 @@ class CoreRing:
         return list(self._turn())
 
     def _turn(self) -> Iterator[Completion]:
-        code = lib.au_ring_turn(self.raw, 0)
+        return self._completions(lib.au_ring_turn(self.raw, 0))
+
+    def consumed(self, count: int) -> None:
+        """The first `count` of the completions that were peeked at are consumed; for who peeks."""
+
+    def _completions(self, code: int) -> Iterator[Completion]:
         if code < 0:
             raise failure(code, "io_uring_enter")
         values = ffi.unpack(self.raw.events, 3 * (code & ~lib.AU_AGAIN))

@@ -9,12 +9,12 @@ from typing import Any
 from aiouring._address import pack_address
 from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer, end_of_stream, private_copy
 from aiouring._direct_descriptor import DirectDescriptor
-from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
+from aiouring._errors import ResourceBusyError, RingClosedError
 from aiouring._multishot import Receiving, most_pending
 from aiouring._receive_stream import ReceiveStream
-from aiouring._request import Accept, ProvidedReceive, Receive, Write, identify
+from aiouring._request import Accept, ProvidedReceive, Receive, Write
 from aiouring._uring import ffi, lib
-from aiouring._verbs import Bytes, File, Verbs, fill, memory_of, resolve
+from aiouring._verbs import Bytes, File, Verbs, fill, line_up, memory_of, resolve
 
 # Looked up once: these are on every message's way, and an `|` of the socket module's enums takes a microsecond.
 _prepare_select = lib.au_prepare_select
@@ -110,7 +110,7 @@ class SocketVerbs(Verbs):
             while True:
                 if ticket or group.waiting:
                     refused, ticket = ticket > 0, ticket or group.draw_ticket()
-                    await _line_up(ticket, number, file, group, on_empty, refused=refused)
+                    await line_up(ticket, number, file, group, on_empty, refused=refused)
                 result = await driver.perform(request, _prepare_select, _RECV, number, group.raw, 0, 0, 0, how)
                 if result != _NO_BUFFERS:
                     break
@@ -260,13 +260,3 @@ def _type_of(sock: File, number: int) -> int:
 def _busy(sock: File) -> ResourceBusyError:
     """One receive at a time on a socket: two would share the stream's bytes in an undefined way."""
     return ResourceBusyError(f"another task is already receiving from {sock!r}")
-
-
-async def _line_up(
-    ticket: int, number: int, file: Any, group: BufferRing, on_empty: OnEmpty | None, *, refused: bool
-) -> None:
-    """Wait for a buffer; the descriptor must still stand for the same file afterwards."""
-    identity = identify(number)
-    await group.wait_in_line(ticket, (number, file), on_empty=on_empty, refused=refused)
-    if identify(number) != identity:
-        raise kernel_error(errno.EBADF, "the socket was closed while this waited for a buffer")

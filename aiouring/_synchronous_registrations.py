@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from aiouring._buffer_ring import BufferRing
 from aiouring._features import require
 from aiouring._memory_region import MemoryRegion
+from aiouring._peeks import PeekingRing
 from aiouring._registered_buffers import RegisteredBuffers
 from aiouring._registered_files import MAX_FILES, RegisteredFiles
 from aiouring._registry import Registry
 from aiouring._ring import check_size
-from aiouring._waits import WaitingRing
 
 if TYPE_CHECKING:
     from aiouring._verbs import File
@@ -22,6 +22,7 @@ class _Unattended:
 
     def __init__(self) -> None:
         self.due: deque[Callable[[], object]] = deque()
+        self.in_flight: dict[int, Any] = {}  # what each request holds, by its user_data
 
     def new_future(self) -> NoReturn:
         """Nobody waits here."""
@@ -45,17 +46,22 @@ class _Unattended:
         """The caller knows what is in flight."""
 
     def groups_in_flight(self) -> set[int]:
-        """The caller knows that too."""
-        return set()
+        """The groups that requests in flight hold."""
+        return {held.group_id for held in self.in_flight.values() if isinstance(held, BufferRing)}
 
 
-class RegisteringRing(WaitingRing):
+class RegisteringRing(PeekingRing):
     """A ring that its caller drives, and what it has registered; each as on `AsyncRing`."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._unattended = _Unattended()
         self._registry = Registry(self._unattended)
+        self._in_flight = self._unattended.in_flight
         super().__init__(*arguments, **options)
+
+    def _do_what_is_due(self) -> None:
+        while self._unattended.due:
+            self._unattended.due.popleft()()
 
     def register_buffers(
         self,
@@ -96,9 +102,9 @@ class RegisteringRing(WaitingRing):
             self, source, index=index, source_index=source_index, count=count, replace=replace
         )
 
-    def register_buffer_ring(self, *, count: int, size: int) -> BufferRing:
+    def register_buffer_ring(self, *, count: int, size: int, group_id: int | None = None) -> BufferRing:
         """Register a pool of `count` buffers of `size` bytes; as `AsyncRing.register_buffer_ring()`."""
-        return self._registry.register_buffer_ring(self, count=count, size=size, on_empty="raise")
+        return self._registry.register_buffer_ring(self, count=count, size=size, on_empty="raise", group_id=group_id)
 
     def register_region(
         self, size: int | None = None, *, memory: Any = None, wait_argument: bool = False

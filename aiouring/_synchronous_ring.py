@@ -10,7 +10,7 @@ takes back what was not submitted, cancels the rest, waits for its end, and keep
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
 from aiouring._abi import Opcode, SubmissionFlags
@@ -67,7 +67,6 @@ class Ring(RegisteringRing):
         disabled: bool = False,
         restrictions: Restrictions | bool | None = None,
     ) -> None:
-        self._in_flight: dict[int, Any] = {}
         self._vectors: list[Vector] = []  # what the kernel reads when it takes the requests that are filled
         super().__init__(
             entries, cq_entries=cq_entries, task_run=task_run, disabled=disabled, restrictions=restrictions
@@ -252,9 +251,12 @@ class Ring(RegisteringRing):
     ) -> None:
         """Fill one entry that receives into a buffer of `group`, which the kernel picks; `length` 0 is all of it.
 
-        The completion says which: `group.take(completion.flags, completion.result)`.  `offset` is for reads, where
-        -1 is the file's own position; a receive must not have one.
+        The completion says which: `group.take(completion.flags, completion.result)`, once for each completion whose
+        flags have `CompletionFlags.BUFFER`.  `offset` is for reads, where -1 is the file's own position; a receive
+        must not have one.
         """
+        if offset < -1:
+            raise failure(lib.AU_BAD_OFFSET, offset=offset)
         self._hold(user_data, group)
         try:
             number, how = self._named(fd)
@@ -269,9 +271,12 @@ class Ring(RegisteringRing):
 
     def submit(self) -> list[Completion]:
         """Submit everything filled, without waiting; returns what has completed (at most 512 at once)."""
-        while self._unattended.due:
-            self._unattended.due.popleft()()
+        self._do_what_is_due()
         completions = super().submit()
+        self._ended(completions)
+        return completions
+
+    def _ended(self, completions: Iterable[Completion]) -> None:
         for user_data, _, flags in completions:
             if not flags & lib.AU_CQE_F_MORE:
                 self._let_go(user_data)
@@ -279,7 +284,6 @@ class Ring(RegisteringRing):
             self._vectors.clear()  # the kernel has its own copy
         if self._registry.retiring:
             self._registry.look_for_tags(completions)
-        return completions
 
     def drain(self) -> Iterator[Completion]:
         """Submit everything filled, then yield completions one by one until no more are there; does not wait."""

@@ -3,10 +3,12 @@
 import errno
 from typing import Any, Protocol, TypeAlias
 
+from aiouring._buffer_ring import BufferRing, OnEmpty
 from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._driver import Driver
 from aiouring._errors import kernel_error
 from aiouring._lease import Lease
+from aiouring._request import identify
 from aiouring._uring import ffi, lib
 
 
@@ -73,3 +75,13 @@ def file_offset(offset: int | None) -> int:
     if offset < 0:
         raise ValueError(f"offset={offset} is negative; None means the file's own position")
     return offset
+
+
+async def line_up(
+    ticket: int, number: int, file: Any, group: BufferRing, on_empty: OnEmpty | None, *, refused: bool
+) -> None:
+    """Wait for a buffer; the descriptor must still stand for the same file afterwards."""
+    identity = identify(number)
+    await group.wait_in_line(ticket, (number, file), on_empty=on_empty, refused=refused)
+    if identify(number) != identity:
+        raise kernel_error(errno.EBADF, "the file was closed while this waited for a buffer")

@@ -109,7 +109,18 @@ class WaitingRing(CoreRing):
         if timeout and Features.EXT_ARG not in self.features:
             raise unsupported("waiting with a timeout", "5.11")
 
+    def _block(self, count: int, timeout: float | None) -> None:
+        """Submit, then block as `wait()` does, without taking what is there."""
+        check_size("count", count, self.cq_entries)
+        check_times(timeout, None)
+        self._require_times(timeout=timeout is not None, exact=False)
+        self._block_until(count, Times(None if timeout is None else self.now() + timeout, None), absolute=False)
+
     def _wait_until(self, count: int, times: Times, *, absolute: bool) -> list[Completion]:
+        self._block_until(count, times, absolute=absolute)
+        return self.submit()
+
+    def _block_until(self, count: int, times: Times, *, absolute: bool) -> None:
         end, minimum_end = times
         flags = lib.AU_ENTER_ABS_TIMER if absolute else 0
         while True:
@@ -121,7 +132,7 @@ class WaitingRing(CoreRing):
             left = -1 if end is None else int(max(0.0, end if absolute else end - now) * 1e9)
             code = lib.au_ring_wait(self.raw, count, left, minimum, flags)
             if self._over(code, count, times):
-                return self.submit()
+                return
 
     def _wait_for_argument(self, count: int, argument: int, *others: float | None) -> list[Completion]:
         """Wait by a registered argument; after a signal, for what is left of it."""

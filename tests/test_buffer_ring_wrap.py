@@ -24,7 +24,7 @@ class Recycler:
     def __init__(self, ring: aiouring.Ring, count: int) -> None:
         self.ring = ring
         self.arena = Arena(count, 1, 1)
-        self.group = ffi.new("au_group *", {"is_lent": count})
+        self.group = ffi.new("au_group *", {"owner": count})
         assert lib.au_group_init(self.group, ring.raw, self.arena.base, 1, count, 0) == 0
         assert lib.au_group_register(self.group) == 0
         self.receiving, self.sending = socket.socketpair()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import aiouring
+
 PAGES = sorted((Path(__file__).parent.parent / "docs").glob("*.md"))
 
 
@@ -26,20 +28,21 @@ def program(page: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+#: A page of tables has no program.
+PROGRAMS = [page for page in PAGES if program(page.read_text()).strip()]
+
+
 @pytest.mark.needs_no_ring
-def test_there_are_pages() -> None:
+def test_there_are_programs() -> None:
     """The folder was found: without pages, nothing below would be tested."""
-    assert any(program(page.read_text()).strip() for page in PAGES)
+    assert PROGRAMS
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PROGRAMS, ids=lambda page: page.stem)
 def test_the_program_on_the_page_runs(page: Path, tmp_path: Path) -> None:
     """The page's program ends by itself, with nothing on stderr; a traceback has the page's line numbers."""
-    found = program(page.read_text())
-    if not found.strip():
-        pytest.skip(f"{page.name} has no ```python block")
     script = tmp_path / f"{page.stem}.py"
-    script.write_text(found)
+    script.write_text(program(page.read_text()))
     folder = tmp_path / "empty"
     folder.mkdir()
     done = subprocess.run(
@@ -58,3 +61,12 @@ def test_links_of_the_page(page: Path) -> None:
     """What the page links to within the project is there."""
     for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.needs_no_ring
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_names_of_the_page(page: Path) -> None:
+    """Every method that the page names with its class exists."""
+    for kind, name in re.findall(r"`(\w+)\.(\w+)\(", page.read_text()):
+        if kind in aiouring.__all__:
+            assert hasattr(getattr(aiouring, kind), name), f"{page.name} names {kind}.{name}()"

@@ -26,8 +26,18 @@ RULES = [
     (lib.AU_REPLACED, ValueError, "buffer 3 has been replaced or removed"),
     (lib.AU_RING_FD, ValueError, "descriptor 5 is an io_uring itself"),
     (lib.AU_FORBIDDEN, PermissionError, "filling: the restrictions that this ring was made with"),
+    (lib.AU_TOO_MANY, ValueError, "cannot advance over 4 buffers: there are only 2 added"),
 ]
-NUMBERS = {"start": 2, "length": 9, "capacity": 8, "offset": -7, "index": 3, "fd": 5}
+NUMBERS: dict[str, object] = {
+    "start": 2,
+    "length": 9,
+    "capacity": 8,
+    "offset": -7,
+    "index": 3,
+    "fd": 5,
+    "advance": "4 buffers",
+    "there": "2 added",
+}
 
 
 @pytest.mark.parametrize(("code", "kind", "text"), RULES)

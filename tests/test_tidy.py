@@ -16,7 +16,7 @@ PACKAGE = ROOT / "aiouring"
 #: The floors, lowest first; a module imports from its own floor and those below it.
 FLOORS = [
     ["_uring"],
-    ["_errors", "_abi", "_setup", "_restrictions", "_ring", "_waits", "_features", "_probe"],
+    ["_errors", "_abi", "_setup", "_restrictions", "_ring", "_waits", "_peeks", "_features", "_probe"],
     ["_line", "_lease", "_retired_buffers", "_registered_memory", "_fixed_buffer", "_direct_descriptor"],
     ["_registered_buffers", "_registered_files", "_buffer_ring", "_memory_region", "_registry"],
     ["_request", "_slot_requests", "_turns", "_multishot", "_sending", "_driver"],

@@ -39,14 +39,29 @@ int au_group_init(au_group *group, au_ring *ring, void *base, uint32_t size, uin
     return 0;
 }
 
-/* Write a returned buffer behind the tail: 14 bytes, never 16, see struct au_buf. */
-static void add_buffer(au_group *group, uint32_t buffer_id)
+/* What lies `behind` places behind the tail, where the kernel does not look yet. */
+static struct au_buf *entry_at(au_group *group, uint32_t behind)
 {
-    uint32_t position = (uint16_t)(group->tail + group->unpublished) & (group->count - 1);
-    struct au_buf *entry = &group->entries[position];
+    return &group->entries[(uint16_t)(group->tail + behind) & (group->count - 1)];
+}
+
+/* Write a returned buffer behind the tail: 14 bytes, never 16, see struct au_buf. */
+static void write_buffer(au_group *group, uint32_t behind, uint32_t buffer_id)
+{
+    struct au_buf *entry = entry_at(group, behind);
     entry->addr = (uint64_t)(uintptr_t)(group->base + (uint64_t)buffer_id * group->size);
     entry->len = group->size;
     entry->bid = (uint16_t)buffer_id;
+}
+
+/* Behind the tail lie the `unpublished`, which the next turn shows to the kernel, and then the `added`, which
+ * wait for au_group_advance().  One more of the first kind moves the second kind up, so that neither waits for
+ * the other and both keep their order. */
+static void add_buffer(au_group *group, uint32_t buffer_id)
+{
+    for (uint32_t at = group->unpublished + group->added; at > group->unpublished; at--)
+        write_buffer(group, at, entry_at(group, at - 1)->bid);
+    write_buffer(group, group->unpublished, buffer_id);
     group->unpublished++;
 }
 
@@ -86,9 +101,9 @@ int au_group_take(au_group *group, uint32_t buffer_id)
 {
     if (buffer_id >= group->count)
         return AU_BAD_INDEX;
-    if (group->is_lent[buffer_id] || group->with_kernel == 0)
+    if (group->owner[buffer_id] != WITH_KERNEL || group->with_kernel == 0)
         return AU_NOT_LENT;
-    group->is_lent[buffer_id] = 1;
+    group->owner[buffer_id] = LENT;
     group->with_kernel--;
     group->lent++;
     if (group->lent > group->high_water)
@@ -104,9 +119,9 @@ int au_group_release(au_group *group, uint32_t buffer_id)
     int rc = group->registered ? au_ring_check(group->ring) : 0;
     if (rc < 0 && rc != AU_CLOSED)
         return rc;
-    if (!group->is_lent[buffer_id])
+    if (group->owner[buffer_id] != LENT)
         return AU_NOT_LENT;
-    group->is_lent[buffer_id] = 0;
+    group->owner[buffer_id] = WITH_KERNEL;
     group->lent--;
     if (!group->registered || rc == AU_CLOSED)
         return 0;
@@ -119,12 +134,76 @@ int au_group_release(au_group *group, uint32_t buffer_id)
     return 1;
 }
 
+/* A group that was unregistered is closed, even if the kernel has another one under its number by now. */
+static int check_group(au_group *group)
+{
+    int rc = au_ring_check(group->ring);
+    return rc == 0 && !group->registered ? AU_CLOSED : rc;
+}
+
+/* The buffer is nobody's from here on: neither lent, nor to be seen by the kernel before au_group_advance(). */
+int au_group_add(au_group *group, uint32_t buffer_id)
+{
+    int rc = check_group(group);
+    if (rc < 0)
+        return rc;
+    if (buffer_id >= group->count)
+        return AU_BAD_INDEX;
+    if (group->owner[buffer_id] != LENT)
+        return AU_NOT_LENT;
+    group->owner[buffer_id] = ADDED;
+    group->lent--;
+    write_buffer(group, group->unpublished + group->added, buffer_id);
+    group->added++;
+    return 0;
+}
+
+/* Show `count` of the added buffers to the kernel, those added first, and with them what was released. */
+int au_group_advance(au_group *group, uint32_t count)
+{
+    int rc = check_group(group);
+    if (rc < 0)
+        return rc;
+    if (count > group->added)
+        return AU_TOO_MANY;
+    for (; count; count--, group->added--, group->unpublished++)
+        group->owner[entry_at(group, group->unpublished)->bid] = WITH_KERNEL;
+    if (group->unpublished)
+        publish_group(group);
+    return 0;
+}
+
+/* Both queues move on, by counts of their own: not every completion took a buffer (KERNEL.md C5).  They are two
+ * stores, buffers first, and both counts are checked before either. */
+int au_group_cq_advance(au_group *group, uint32_t completions, uint32_t buffers)
+{
+    if (completions > au_ring_peeked(group->ring))
+        return AU_TOO_MANY;
+    int rc = au_group_advance(group, buffers);
+    return rc < 0 ? rc : au_ring_advance(group->ring, completions);
+}
+
 /* How far the kernel has read, a free-running 16-bit count.  Since Linux 6.8. */
 int au_group_head(au_group *group)
 {
     struct au_buf_status status = {.buf_group = group->group_id};
-    int rc = au_ring_register(group->ring, AU_REGISTER_PBUF_STATUS, &status, 1);
+    int rc = check_group(group);
+    if (rc == 0)
+        rc = au_ring_register(group->ring, AU_REGISTER_PBUF_STATUS, &status, 1);
     return rc < 0 ? rc : (int)status.head;
+}
+
+/* Whether the kernel still has a buffer which a completion says that it gave out.  Read from the entries between
+ * the kernel's head and our tail, so it needs Linux 6.8. */
+int au_group_still_has(au_group *group, uint32_t buffer_id)
+{
+    int head = au_group_head(group);
+    if (head < 0)
+        return head;
+    for (uint16_t at = (uint16_t)head; at != group->tail; at++)
+        if (group->entries[at & (group->count - 1)].bid == buffer_id)
+            return 1;
+    return 0;
 }
 
 /* Unmap the ring of a group that the kernel no longer has.  Any thread may come here (the garbage collector

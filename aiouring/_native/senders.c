@@ -100,7 +100,7 @@ int au_sender_add_buffer(au_sender *sender, au_group *group, uint32_t buffer_id,
 {
     if (group->ring != sender->ring || buffer_id >= group->count)
         return AU_BAD_INDEX;
-    if (!group->is_lent[buffer_id])
+    if (group->owner[buffer_id] != LENT)
         return AU_NOT_LENT;
     if (length == 0 || length > group->size)
         return AU_BAD_LENGTH;

@@ -139,6 +139,49 @@ int au_ring_turn(au_ring *ring, int woken)
     return rc < 0 && !ring->ready ? rc : (int)ring->ready | AU_AGAIN;
 }
 
+/* Submit, and show in `events` what has completed; it stays in the queue until au_ring_advance().  For rings
+ * without senders, whose completions only au_ring_turn() knows to handle. */
+int au_ring_peek(au_ring *ring)
+{
+    int rc = au_ring_check(ring);
+    if (rc < 0)
+        return rc;
+    if (ring->state != AU_RING_ENABLED)
+        return AU_DISABLED;
+    ring->ready = 0;
+    publish_groups(ring);
+    if (ring->filled != load(ring->sq_head) || kernel_wants_us(ring))
+        rc = enter(ring, 0, 0, NULL, 0);
+    for (uint32_t at = *ring->cq_head, tail = load(ring->cq_tail); at != tail && ring->ready < AU_EVENTS_MAX; at++) {
+        const struct au_cqe *cqe = &ring->cqes[at & ring->cq_mask];
+        int64_t *event = &ring->events[ring->ready++ * 3];
+        event[0] = (int64_t)cqe->user_data;
+        event[1] = cqe->res;
+        event[2] = cqe->flags;
+    }
+    ring->peeked = ring->completed + ring->ready;
+    return ring->ready ? (int)ring->ready : rc;
+}
+
+/* How many completions have been peeked at and not been consumed. */
+uint32_t au_ring_peeked(const au_ring *ring)
+{
+    return ring->peeked > ring->completed ? (uint32_t)(ring->peeked - ring->completed) : 0;
+}
+
+/* Consume completions: the kernel may write over them.  Only what was seen can be, or its buffers would be lost. */
+int au_ring_advance(au_ring *ring, uint32_t count)
+{
+    int rc = au_ring_check(ring);
+    if (rc < 0)
+        return rc;
+    if (count > au_ring_peeked(ring))
+        return AU_TOO_MANY;
+    store(ring->cq_head, *ring->cq_head + count);
+    ring->completed += count;
+    return 0;
+}
+
 static uint32_t ready_in(const au_ring *ring) { return load(ring->cq_tail) - *ring->cq_head; }
 
 /* Submit, then block; returns how many completions are there, which may be fewer than asked for: an enter() that

@@ -3,7 +3,8 @@
 /* Rule violations, outside the range of errno. */
 enum au_rule {
     AU_CLOSED, AU_FORKED, AU_WRONG_THREAD, AU_DISABLED, AU_FULL,
-    AU_BAD_LENGTH, AU_BAD_OFFSET, AU_BAD_INDEX, AU_NOT_LENT, AU_RING_FD, AU_FORBIDDEN, AU_BAD_SLOT, AU_REPLACED, ...
+    AU_BAD_LENGTH, AU_BAD_OFFSET, AU_BAD_INDEX, AU_NOT_LENT, AU_RING_FD, AU_FORBIDDEN, AU_BAD_SLOT, AU_REPLACED,
+    AU_TOO_MANY, ...
 };
 
 enum { AU_AGAIN = ..., AU_EVENTS_MAX = ..., AU_GUARD_FD = ..., AU_SLOTS_AT_ONCE = ..., AU_RING_ENABLED = ... };
@@ -33,11 +34,11 @@ typedef struct au_buffers { uint32_t count; int registered; ...; } au_buffers;
 struct iovec { ...; };
 
 typedef struct au_group {
-    uint32_t count, with_kernel, unpublished, lent, high_water;
+    uint32_t count, with_kernel, unpublished, added, lent, high_water;
     uint16_t group_id, tail;
     int registered;
     uint64_t published, advances;
-    uint8_t is_lent[];
+    uint8_t owner[];
     ...;
 } au_group;
 
@@ -79,6 +80,9 @@ int au_ring_disarm(au_ring *ring, uint64_t user_data);
 int au_ring_turn(au_ring *ring, int woken);
 int au_ring_wait(au_ring *ring, unsigned min_complete, int64_t time_ns, uint32_t min_wait_usec, unsigned flags);
 int au_ring_wait_slot(au_ring *ring, unsigned min_complete, uint32_t slot, unsigned flags);
+int au_ring_peek(au_ring *ring);
+uint32_t au_ring_peeked(const au_ring *ring);
+int au_ring_advance(au_ring *ring, uint32_t count);
 int au_ring_close(au_ring *ring);
 
 int au_prepare(au_ring *ring, uint64_t user_data, int opcode, int fd, int64_t offset,
@@ -131,7 +135,11 @@ int au_group_register(au_group *group);
 int au_group_unregister(au_group *group);
 int au_group_take(au_group *group, uint32_t buffer_id);
 int au_group_release(au_group *group, uint32_t buffer_id);
+int au_group_add(au_group *group, uint32_t buffer_id);
+int au_group_advance(au_group *group, uint32_t count);
+int au_group_cq_advance(au_group *group, uint32_t completions, uint32_t buffers);
 int au_group_head(au_group *group);
+int au_group_still_has(au_group *group, uint32_t buffer_id);
 void au_group_close(au_group *group);
 
 int au_sender_init(au_sender *sender, au_ring *ring, int fd, uint64_t number);

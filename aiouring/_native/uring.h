@@ -48,6 +48,7 @@ enum au_rule {
     AU_FORBIDDEN = -5011,    /* the ring's own restrictions forbid it */
     AU_BAD_SLOT = -5012,     /* no such slot on this ring, or another file is in it */
     AU_REPLACED = -5013,     /* the slot has another buffer by now */
+    AU_TOO_MANY = -5014,     /* an advance over more than there is */
 };
 
 enum {
@@ -88,6 +89,7 @@ typedef struct au_ring {
     uint64_t submitted, completed, enters, wakeups, overflow_flushes, submit_errors;
     uint32_t sends_in_flight; /* requests of senders, which Python does not know one by one */
 
+    uint64_t peeked; /* `completed`, and what was peeked at behind it */
     uint64_t thread;
     uint64_t process;
     void *ring_memory;
@@ -130,8 +132,11 @@ typedef struct au_buffers {
     struct au_slot *slots; /* Python's, which keeps them as long as this */
 } au_buffers;
 
+/* Whose a provided buffer is.  One that was released is the kernel's, although it sees it only after the next turn. */
+enum { WITH_KERNEL = 0, LENT = 1, ADDED = 2 };
+
 typedef struct au_group {
-    uint32_t count, with_kernel, unpublished, lent, high_water;
+    uint32_t count, with_kernel, unpublished, added, lent, high_water;
     uint16_t group_id, tail;
     int registered;
     uint64_t published, advances;
@@ -142,7 +147,7 @@ typedef struct au_group {
     size_t entries_bytes;
     struct au_group *next_unpublished;
     bool queued;
-    uint8_t is_lent[];
+    uint8_t owner[];
 } au_group;
 
 struct au_part {
@@ -178,6 +183,9 @@ struct au_kernel {
     int (*do_register)(int fd, unsigned opcode, void *argument, unsigned count);
 };
 extern struct au_kernel au_kernel;
+
+uint32_t au_ring_peeked(const au_ring *ring);
+int au_ring_advance(au_ring *ring, uint32_t count);
 
 static uint32_t load(const uint32_t *shared) { return __atomic_load_n(shared, __ATOMIC_ACQUIRE); }
 
