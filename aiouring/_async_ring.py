@@ -27,6 +27,7 @@ from aiouring._socket_verbs import SocketVerbs
 from aiouring._uring import ffi, lib
 from aiouring._vector_verbs import VectorVerbs
 from aiouring._verbs import File, resolve
+from aiouring._zero_copy_verbs import ZeroCopyVerbs
 
 if TYPE_CHECKING:
     from aiouring._multishot import Receiving
@@ -50,7 +51,7 @@ class RingStatistics:
     strays: int  # completions nobody was waiting for
 
 
-class AsyncRing(RegistrationVerbs, FileVerbs, VectorVerbs, SocketVerbs, DirectVerbs):
+class AsyncRing(RegistrationVerbs, FileVerbs, VectorVerbs, SocketVerbs, ZeroCopyVerbs, DirectVerbs):
     """One io_uring for one event loop; use it with `async with`, in the loop's thread.
 
     Args:

@@ -44,6 +44,8 @@ _ARGUMENTS = {
     lib.au_prepare_fixed: ("opcode", "fd", "table", "index", "start", "length", "offset"),
     lib.au_prepare_fixed_vector: ("opcode", "fd", "table", "index"),
     lib.au_prepare_select: ("opcode", "fd", "group", "length", "offset"),
+    lib.au_prepare_send_fixed: ("opcode", "fd", "table", "index", "start", "length"),
+    lib.au_prepare_message: ("opcode", "fd", "message", "table", "index"),
     lib.au_prepare_slot: ("opcode", "fd", "offset", "length", "flags", "slot"),
     lib.au_prepare_open: ("fd", "path", "flags", "mode", "slot"),
     lib.au_prepare_array: ("opcode", "array", "count", "slot", "flags"),
@@ -141,7 +143,7 @@ class Driver(Turns):
             code = prepare(self._raw, user_data, *arguments)
         if code and code != lib.AU_FULL:
             numbers = dict(zip(_ARGUMENTS[prepare], arguments, strict=False))
-            if prepare is lib.au_prepare_fixed:
+            if prepare in (lib.au_prepare_fixed, lib.au_prepare_send_fixed):
                 numbers["capacity"] = lib.au_buffers_size(numbers["table"], numbers["index"])
                 numbers["index"] &= lib.AU_SLOT_MASK
             elif prepare is lib.au_prepare_select:

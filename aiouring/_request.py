@@ -67,6 +67,9 @@ class Request:
         """What resolves when the kernel is done with the request, if anybody is to be told."""
         return self.waiter
 
+    def noted(self, result: int) -> None:
+        """A completion that another follows: the kernel still has the request's memory."""
+
     def failed(self, error: Exception) -> None:
         """The ring is lost: there will be no completion.  Whoever awaits the request has been told."""
 
@@ -89,6 +92,39 @@ class Write(Request):
 
     __slots__ = ()
     events = POLL_OUT
+
+
+class ZeroCopy(Write):
+    """A send whose memory the kernel keeps after its result, until a second completion, the notification.
+
+    That one's result is 0, or `copied`: the kernel had to copy after all.
+    """
+
+    __slots__ = ("sent",)
+    copied = -(1 << 31)
+    expected = -copied  # it is no error
+
+    def __init__(self, fd: int, file: Any, hold: Any, lease: "Lease | None") -> None:
+        super().__init__(fd, file, hold, lease)
+        self.sent: int | None = None
+
+    def noted(self, result: int) -> None:
+        """The result; the notification follows."""
+        self.sent = result
+
+
+class ZeroCopyMessage(ZeroCopy):
+    """The same from several places: `hold` is the message, `parts` what it points to."""
+
+    __slots__ = ("parts",)
+    parts: list[Any]
+
+    def let_go(self) -> None:
+        """End the exports of the caller's buffers."""
+        if self.ended:
+            while self.parts:
+                ffi.release(self.parts.pop())
+            super().let_go()
 
 
 class Timeout(Request):

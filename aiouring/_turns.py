@@ -187,14 +187,16 @@ class Turns:
                     self._of_a_sender(user_data)
                     continue
                 waiter = request.waiter
-                if waiter is None:
+                if waiter is None or flags & _MORE:
                     arrived = request.arrived
-                    if arrived is None:
-                        self._ended_alone(request, result, flags)
-                    else:
+                    if arrived is not None:
                         arrived(result, flags)
                         if not flags & _MORE:
                             del inflight[user_data]
+                    elif flags & _MORE:
+                        request.noted(result)
+                    else:
+                        self._ended_alone(request, result, flags)
                     continue
                 request.result = result
                 request.flags = flags

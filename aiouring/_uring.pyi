@@ -241,6 +241,38 @@ class _Lib:
     def au_group_head(self, group: CGroup, /) -> int: ...
     def au_group_still_has(self, group: CGroup, buffer_id: int, /) -> int: ...
     def au_group_close(self, group: CGroup, /) -> None: ...
+    def au_message_add(self, message: CStruct, memory: CMemory, capacity: int, start: int, length: int, /) -> int: ...
+    def au_message_add_fixed(
+        self, message: CStruct, buffers: CBuffers, key: int, start: int, length: int, /
+    ) -> int: ...
+    def au_message_address(self, message: CStruct, address: bytes, size: int, /) -> int: ...
+    def au_prepare_message(
+        self,
+        ring: CRing,
+        user_data: int,
+        opcode: int,
+        fd: int,
+        message: CStruct,
+        buffers: CBuffers,
+        key: int,
+        op_flags: int,
+        how: int,
+        /,
+    ) -> int: ...
+    def au_prepare_send_fixed(
+        self,
+        ring: CRing,
+        user_data: int,
+        opcode: int,
+        fd: int,
+        buffers: CBuffers,
+        key: int,
+        start: int,
+        length: int,
+        op_flags: int,
+        how: int,
+        /,
+    ) -> int: ...
     def au_sender_init(self, sender: CSender, ring: CRing, fd: int, number: int, /) -> int: ...
     def au_sender_add_buffer(self, sender: CSender, group: CGroup, buffer_id: int, length: int, /) -> int: ...
     def au_sender_add_memory(self, sender: CSender, memory: CMemory, length: int, /) -> int: ...
@@ -349,6 +381,8 @@ class _Lib:
     AU_CQE_F_NOTIF: Final[int]
     AU_CQE_BUFFER_SHIFT: Final[int]
     AU_RECVSEND_POLL_FIRST: Final[int]
+    AU_RECVSEND_FIXED_BUF: Final[int]
+    AU_SEND_ZC_REPORT_USAGE: Final[int]
     AU_RECV_MULTISHOT: Final[int]
     AU_CANCEL_ALL: Final[int]
     AU_CANCEL_FD: Final[int]

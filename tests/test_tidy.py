@@ -27,6 +27,7 @@ FLOORS = [
         "_file_verbs",
         "_vector_verbs",
         "_socket_verbs",
+        "_zero_copy_verbs",
         "_registration_verbs",
         "_direct_verbs",
         "_async_ring",

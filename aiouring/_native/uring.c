@@ -38,6 +38,7 @@
 #include "region.c"
 #include "buffers.c"
 #include "entries.c"
+#include "messages.c"
 #include "groups.c"
 #include "senders.c"
 #include "files.c"

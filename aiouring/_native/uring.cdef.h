@@ -32,6 +32,7 @@ typedef struct au_ring {
 struct au_slot { uint64_t size; uint64_t generation; uint8_t lent; ...; };
 typedef struct au_buffers { uint32_t count; int registered; ...; } au_buffers;
 struct iovec { ...; };
+typedef struct au_message { uint32_t capacity; struct iovec vector[]; ...; } au_message;
 
 typedef struct au_group {
     uint32_t count, with_kernel, unpublished, added, lent, high_water;
@@ -141,6 +142,14 @@ int au_group_cq_advance(au_group *group, uint32_t completions, uint32_t buffers)
 int au_group_head(au_group *group);
 int au_group_still_has(au_group *group, uint32_t buffer_id);
 void au_group_close(au_group *group);
+
+int au_message_add(au_message *message, const void *memory, int64_t capacity, int64_t start, int64_t length);
+int au_message_add_fixed(au_message *message, au_buffers *buffers, uint64_t key, int64_t start, int64_t length);
+int au_message_address(au_message *message, const char *address, uint32_t size);
+int au_prepare_message(au_ring *ring, uint64_t user_data, int opcode, int fd, au_message *message,
+                       au_buffers *buffers, uint64_t key, uint32_t op_flags, uint64_t how);
+int au_prepare_send_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd, au_buffers *buffers, uint64_t key,
+                          int64_t start, int64_t length, uint32_t op_flags, uint64_t how);
 
 int au_sender_init(au_sender *sender, au_ring *ring, int fd, uint64_t number);
 int au_sender_add_buffer(au_sender *sender, au_group *group, uint32_t buffer_id, uint32_t length);

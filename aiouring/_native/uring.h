@@ -150,6 +150,13 @@ typedef struct au_group {
     uint8_t owner[];
 } au_group;
 
+typedef struct au_message {
+    uint32_t capacity, count; /* of the vector */
+    struct msghdr header;
+    struct sockaddr_storage address;
+    struct iovec vector[];
+} au_message;
+
 struct au_part {
     uint8_t *start;
     uint64_t length;

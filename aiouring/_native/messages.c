@@ -1,0 +1,79 @@
+/* Messages: what sendmsg sends, from several places, and to whom.
+ *
+ * Ownership.  Python allocates a message and keeps it, with the memory of its parts, until the request's final
+ * completion; the kernel reads the header and the vector when it takes the request, and the parts until the end.
+ */
+#include "uring.h"
+
+static int add_to_message(au_message *message, uint8_t *start, int64_t length)
+{
+    if (message->count == message->capacity)
+        return AU_BAD_LENGTH;
+    message->vector[message->count++] = (struct iovec){start, (size_t)length};
+    message->header.msg_iov = message->vector;
+    message->header.msg_iovlen = message->count;
+    return 0;
+}
+
+/* Add `length` bytes at `memory` + `start`. */
+int au_message_add(au_message *message, const void *memory, int64_t capacity, int64_t start, int64_t length)
+{
+    if (!inside(capacity, start, length))
+        return AU_BAD_LENGTH;
+    return add_to_message(message, (uint8_t *)(uintptr_t)memory + start, length);
+}
+
+/* Add a range of a registered buffer; all parts of such a message lie in the same one. */
+int au_message_add_fixed(au_message *message, au_buffers *buffers, uint64_t key, int64_t start, int64_t length)
+{
+    struct au_slot *slot;
+    int rc = slot_for_request(buffers->ring, buffers, key, &slot);
+    if (rc < 0)
+        return rc;
+    if (!inside((int64_t)slot->size, start, length))
+        return AU_BAD_LENGTH;
+    return add_to_message(message, slot->base + start, length);
+}
+
+int au_message_address(au_message *message, const char *address, uint32_t size)
+{
+    if (size > sizeof message->address)
+        return AU_BAD_LENGTH;
+    memcpy(&message->address, address, size);
+    message->header.msg_name = &message->address;
+    message->header.msg_namelen = size;
+    return 0;
+}
+
+/* `buffers` is NULL, or the table of the registered buffer that all parts lie in, and `key` names it there. */
+int au_prepare_message(au_ring *ring, uint64_t user_data, int opcode, int fd, au_message *message,
+                       au_buffers *buffers, uint64_t key, uint32_t op_flags, uint64_t how)
+{
+    struct au_sqe *sqe;
+    struct au_slot *slot;
+    int rc = buffers ? slot_for_request(ring, buffers, key, &slot) : 0;
+    if (rc < 0)
+        return rc;
+    rc = next_entry(ring, user_data, opcode, fd, how, &sqe);
+    if (rc < 0)
+        return rc;
+    sqe->addr = (uint64_t)(uintptr_t)&message->header;
+    sqe->len = 1;
+    sqe->op_flags = op_flags;
+    if (buffers) {
+        sqe->ioprio |= AU_RECVSEND_FIXED_BUF;
+        sqe->buf_index = (uint16_t)(key & AU_SLOT_MASK);
+    }
+    return 0;
+}
+
+/* A zero-copy send from a registered buffer. */
+int au_prepare_send_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd, au_buffers *buffers, uint64_t key,
+                          int64_t start, int64_t length, uint32_t op_flags, uint64_t how)
+{
+    int rc = au_prepare_fixed(ring, user_data, opcode, fd, buffers, key, start, length, 0,
+                              how | (uint64_t)AU_RECVSEND_FIXED_BUF << 16);
+    if (rc == 0)
+        ring->sqes[(ring->filled - 1) & ring->sq_mask].op_flags = op_flags;
+    return rc;
+}
