@@ -8,7 +8,7 @@ from typing import Any
 
 from aiouring._direct_descriptor import DirectDescriptor, Slot
 from aiouring._driver import Driver
-from aiouring._errors import RingClosedError, UnsupportedKernelError, failure, kernel_error
+from aiouring._errors import RingClosedError, failure, kernel_error, unsupported
 from aiouring._registered_files import RegisteredFiles, number_of, update_error
 from aiouring._request import Request
 from aiouring._slot_requests import CloseSlot, Install, InstallArray, InstallConnection, Open, Sources, Update
@@ -44,7 +44,17 @@ class DirectVerbs(Verbs):
         driver = self._driver or self._bound()
         request = Open(number, file, name)
         return await _make(
-            driver, request, "5.6", lib.au_prepare_open, number, name, flags | os.O_CLOEXEC, mode, -1, how
+            driver,
+            request,
+            "5.6",
+            lib.au_prepare_open,
+            lib.AU_OP_OPENAT,
+            number,
+            name,
+            flags | os.O_CLOEXEC,
+            mode,
+            -1,
+            how,
         )
 
     async def openat_direct(
@@ -71,7 +81,9 @@ class DirectVerbs(Verbs):
         _refuse_cloexec(flags, os.O_CLOEXEC, "O_CLOEXEC")
         driver, table = self._table()
         request = Install(table, index, number, file, name)
-        await _make(driver, request, "5.15", lib.au_prepare_open, number, name, flags, mode, request.slot, how)
+        await _make(
+            driver, request, "5.15", lib.au_prepare_open, lib.AU_OP_OPENAT, number, name, flags, mode, request.slot, how
+        )
         return request.claim()[0]
 
     async def socket_direct(
@@ -254,7 +266,7 @@ async def _make(driver: Driver, request: Request, since: str, prepare: Callable[
                 f"no slot is free in the range {table.statistics().allocation_range} of {table!r}",
             ) from None
         if error.errno == errno.EINVAL:
-            _explain(driver, prepare, arguments, since)
+            _explain(driver, arguments, since)
         raise
     if result < 0:  # EAGAIN, see Open
         request.let_go()
@@ -262,14 +274,13 @@ async def _make(driver: Driver, request: Request, since: str, prepare: Callable[
     return result
 
 
-def _explain(driver: Driver, prepare: Callable[..., int], arguments: tuple[Any, ...], since: str) -> None:
+def _explain(driver: Driver, arguments: tuple[Any, ...], since: str) -> None:
     """Where the kernel said EINVAL because it is too old, raise `UnsupportedKernelError`."""
-    opcode = lib.AU_OP_OPENAT if prepare is lib.au_prepare_open else arguments[0]
     supported = driver.ring.probe_opcodes()
-    if opcode not in supported:
-        raise UnsupportedKernelError(f"this operation needs Linux {since}") from None
+    if arguments[0] not in supported:
+        raise unsupported("this operation", since) from None
     if _ALLOC in arguments and lib.AU_OP_SOCKET not in supported:  # it came with the same release
-        raise UnsupportedKernelError("having the kernel pick a slot needs Linux 5.19: name one with index=") from None
+        raise unsupported("having the kernel pick a slot (name one with index=)", "5.19") from None
 
 
 def _path(path: str | bytes | os.PathLike[Any], dir_fd: File | None) -> tuple[int, Any, int, Any]:

@@ -94,6 +94,13 @@ _RULES: dict[int, tuple[Callable[[str], Exception], str]] = {
         ValueError,
         "buffer {index} has been replaced or removed since it was lent: this lease is plain memory, not registered",
     ),
+    lib.AU_LATE_SLOT: (
+        ValueError,
+        (
+            "a request on {fd} cannot be linked, drained (nor follow a request that is) or sent to a worker: the "
+            "kernel would look the slot up later, when it may hold another file; use a descriptor"
+        ),
+    ),
     lib.AU_RING_FD: (
         ValueError,
         "descriptor {fd} is an io_uring itself: a request on it would never complete",

@@ -30,9 +30,9 @@ from aiouring._errors import (
     FilesUpdateError,
     ResourceBusyError,
     RingClosedError,
-    UnsupportedKernelError,
     failure,
     kernel_error,
+    unsupported,
 )
 from aiouring._ring import CoreRing, check_size
 from aiouring._uring import ffi, lib
@@ -157,7 +157,7 @@ class RegisteredFiles:
         numbers = [number_of(file) for file in files]
         self._check_slots(index, len(numbers))
         if SKIP in numbers and not self._ring.features & Features.NATIVE_WORKERS:
-            raise UnsupportedKernelError("leaving slots as they are (SKIP) needs Linux 5.12")
+            raise unsupported("leaving slots as they are (SKIP)", "5.12")
         for at, number in enumerate(numbers, index):
             if number != SKIP:
                 self._check_changeable(at)
@@ -178,7 +178,7 @@ class RegisteredFiles:
         argument = ffi.new("struct au_file_index_range *", {"off": offset, "len": length})
         code = lib.au_ring_register(self._ring.raw, lib.AU_REGISTER_FILE_ALLOC_RANGE, argument, 0)
         if code == -errno.EINVAL:  # our own checks have passed
-            raise UnsupportedKernelError("a range for the allocation of slots needs Linux 6.0")
+            raise unsupported("a range for the allocation of slots", "6.0")
         if code < 0:
             raise failure(code, "setting the allocation range")
         self._range = (offset, length)

@@ -192,7 +192,17 @@ class _Lib:
         /,
     ) -> int: ...
     def au_prepare_open(
-        self, ring: CRing, user_data: int, fd: int, path: CMemory, flags: int, mode: int, slot: int, how: int, /
+        self,
+        ring: CRing,
+        user_data: int,
+        opcode: int,
+        fd: int,
+        path: CMemory,
+        flags: int,
+        mode: int,
+        slot: int,
+        how: int,
+        /,
     ) -> int: ...
     def au_prepare_array(
         self,
@@ -451,6 +461,7 @@ class _Lib:
     AU_BAD_SLOT: Final[int]
     AU_REPLACED: Final[int]
     AU_TOO_MANY: Final[int]
+    AU_LATE_SLOT: Final[int]
     AU_AGAIN: Final[int]
     AU_EVENTS_MAX: Final[int]
     AU_GUARD_FD: Final[int]

@@ -17,6 +17,7 @@ from registered_slots import agrees, kernel_slots, opened
 
 import aiouring
 from aiouring import AsyncRing, Opcode, Ring
+from aiouring._abi import SubmissionFlags
 from aiouring._uring import ffi, lib
 
 Listener = socket.socket
@@ -558,3 +559,24 @@ async def test_model_many_tasks_one_table(ring: AsyncRing, tmp_path: Path, seed:
         assert refused > 0
     for number in spare:
         os.close(number)
+
+
+@pytest.mark.parametrize("flag", ["IO_LINK", "IO_HARDLINK", "IO_DRAIN", "ASYNC"])
+def test_h2_a_request_that_would_start_late(two: tuple[int, int], flag: str) -> None:
+    """Where the kernel would look the slot up later, it might find another file: refused, on either side of a link."""
+    old, _ = two
+    with Ring(8) as ring, ring.register_files([old]) as files:
+        with pytest.raises(ValueError, match="a request on slot 0 cannot be linked"):
+            ring.prepare(Opcode.FSYNC, user_data=1, fd=files[0], flags=SubmissionFlags[flag])
+        assert lib.au_ring_unsubmitted(ring.raw) == 0
+        ring.prepare(Opcode.NOP, user_data=2, flags=SubmissionFlags[flag])
+        if flag == "ASYNC":
+            ring.prepare(Opcode.FSYNC, user_data=3, fd=files[0])
+        else:
+            with pytest.raises(ValueError, match="nor follow a request that is"):
+                ring.prepare(Opcode.FSYNC, user_data=3, fd=files[0])
+        while ring.in_flight:
+            ring.wait()
+        if flag != "IO_DRAIN":  # that ring has drained: nobody knows until when
+            ring.prepare(Opcode.FSYNC, user_data=4, fd=files[0])
+            assert [done.result for done in ring.wait()] == [0]

@@ -68,12 +68,23 @@ int au_ring_disarm(au_ring *ring, uint64_t user_data)
 
 /* ---- slots of the table of registered files ---------------------------------------------------- */
 
-/* The index that `fd` stands for, if the slot holds the very file that is meant. */
-static int slot_index(const au_ring *ring, int fd, uint32_t serial)
+enum {
+    LINKS = AU_SQE_IO_LINK | AU_SQE_IO_HARDLINK,
+    STARTS_LATE = LINKS | AU_SQE_IO_DRAIN | AU_SQE_ASYNC,
+};
+
+/* The index that `fd` stands for, if the slot holds the very file that is meant, and if the kernel is going to look
+ * it up as soon as the request is submitted.  In a chain, behind a drain or in a worker it looks later (measured),
+ * and would take whatever file is in the slot by then. */
+static int slot_index(const au_ring *ring, int fd, uint64_t how)
 {
-    uint32_t index = (uint32_t)fd - (uint32_t)AU_FIRST_SLOT;
+    uint32_t index = (uint32_t)fd - (uint32_t)AU_FIRST_SLOT, serial = (uint32_t)(how >> 32);
     if (index >= ring->slot_count || serial == 0 || ring->slots[index] != serial)
         return AU_BAD_SLOT;
+    bool follows = ring->filled != load(ring->sq_head);
+    if ((how & STARTS_LATE) || ring->drains ||
+        (follows && (ring->sqes[(ring->filled - 1) & ring->sq_mask].flags & LINKS)))
+        return AU_LATE_SLOT;
     return (int)index;
 }
 
@@ -92,13 +103,14 @@ static int next_entry(au_ring *ring, uint64_t user_data, int opcode, int fd, uin
     if (ring->filled - load(ring->sq_head) >= ring->sq_entries)
         return AU_FULL;
     int guarded = 0;
-    if (how & (AU_GUARD_FD | AU_SQE_FIXED_FILE)) {
+    if (how & (AU_GUARD_FD | AU_SQE_FIXED_FILE | AU_SQE_IO_DRAIN)) {
         if (how & AU_SQE_FIXED_FILE)
-            rc = fd = slot_index(ring, fd, (uint32_t)(how >> 32));
-        else
+            rc = fd = slot_index(ring, fd, how);
+        else if (how & AU_GUARD_FD)
             rc = guarded = guard(ring, fd);
         if (rc < 0)
             return rc;
+        ring->drains |= (how & AU_SQE_IO_DRAIN) != 0;
     }
     uint32_t slot = ring->filled & ring->sq_mask;
     struct au_sqe *sqe = &ring->sqes[slot];
@@ -264,13 +276,13 @@ int au_prepare_slot(au_ring *ring, uint64_t user_data, int opcode, int fd, int64
 }
 
 /* `path` is copied by the kernel when the entry is submitted; the request keeps it until it ends. */
-int au_prepare_open(au_ring *ring, uint64_t user_data, int fd, const char *path, uint32_t flags, uint32_t mode,
-                    int64_t slot, uint64_t how)
+int au_prepare_open(au_ring *ring, uint64_t user_data, int opcode, int fd, const char *path, uint32_t flags,
+                    uint32_t mode, int64_t slot, uint64_t how)
 {
     struct au_sqe *sqe;
     if (!slot_fits(ring, slot, 1))
         return AU_BAD_SLOT;
-    int rc = next_entry(ring, user_data, AU_OP_OPENAT, fd, how, &sqe);
+    int rc = next_entry(ring, user_data, opcode, fd, how, &sqe);
     if (rc < 0)
         return rc;
     sqe->addr = (uint64_t)(uintptr_t)path;

@@ -4,7 +4,7 @@
 enum au_rule {
     AU_CLOSED, AU_FORKED, AU_WRONG_THREAD, AU_DISABLED, AU_FULL,
     AU_BAD_LENGTH, AU_BAD_OFFSET, AU_BAD_INDEX, AU_NOT_LENT, AU_RING_FD, AU_FORBIDDEN, AU_BAD_SLOT, AU_REPLACED,
-    AU_TOO_MANY, ...
+    AU_TOO_MANY, AU_LATE_SLOT, ...
 };
 
 enum { AU_AGAIN = ..., AU_EVENTS_MAX = ..., AU_GUARD_FD = ..., AU_SLOTS_AT_ONCE = ..., AU_RING_ENABLED = ... };
@@ -101,8 +101,8 @@ int au_prepare_select(au_ring *ring, uint64_t user_data, int opcode, int fd, au_
 
 int au_prepare_slot(au_ring *ring, uint64_t user_data, int opcode, int fd, int64_t offset, uint32_t length,
                     uint32_t op_flags, int64_t slot, uint64_t how);
-int au_prepare_open(au_ring *ring, uint64_t user_data, int fd, const char *path, uint32_t flags, uint32_t mode,
-                    int64_t slot, uint64_t how);
+int au_prepare_open(au_ring *ring, uint64_t user_data, int opcode, int fd, const char *path, uint32_t flags,
+                    uint32_t mode, int64_t slot, uint64_t how);
 int au_prepare_array(au_ring *ring, uint64_t user_data, int opcode, int32_t *array, uint32_t count, int64_t slot,
                      uint32_t op_flags, unsigned how);
 

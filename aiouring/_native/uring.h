@@ -49,6 +49,7 @@ enum au_rule {
     AU_BAD_SLOT = -5012,     /* no such slot on this ring, or another file is in it */
     AU_REPLACED = -5013,     /* the slot has another buffer by now */
     AU_TOO_MANY = -5014,     /* an advance over more than there is */
+    AU_LATE_SLOT = -5015,    /* the kernel would look the slot up later, when it may hold another file */
 };
 
 enum {
@@ -115,6 +116,7 @@ typedef struct au_ring {
     uint32_t wait_slots; /* registered wait arguments in it; 0 where they were not asked for */
     uint32_t *slots; /* the registered files: the serial of the file in each slot, 0 for none */
     uint32_t slot_count;
+    bool drains; /* a request has drained the queue: what follows it may start late */
     struct au_ring *next_live;
 } au_ring;
 
