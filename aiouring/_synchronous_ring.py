@@ -91,6 +91,8 @@ class Ring(RegisteringRing):
         """Hold what a request uses, from before its entry is filled until its final completion."""
         if user_data in self._in_flight:
             raise ResourceBusyError(f"a request with user_data={user_data} is in flight: give each its own number")
+        if user_data in self._registry.retiring:
+            raise ResourceBusyError(f"user_data={user_data} is the tag of a buffer that the kernel still has")
         if isinstance(memory, FixedBuffer):
             memory.pins += 1
         self._in_flight[user_data] = memory

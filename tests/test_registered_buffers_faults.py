@@ -166,6 +166,18 @@ async def test_e9_unregistering_is_refused(ring: aiouring.AsyncRing, answers: li
     await table.unregister().wait()
 
 
+async def test_under_the_default_restrictions(new_ring: RingFactory) -> None:
+    """A ring that allows only what an AsyncRing needs can do all of this."""
+    ring, other = await new_ring(restrictions=True), await new_ring(restrictions=True)
+    with ring.register_buffers_sparse(2) as table, open("/dev/zero", "rb") as zeros:
+        table.update(0, [bytearray(b"data"), bytearray(1)])
+        await table.remove(1).wait()
+        with other.clone_buffers(table) as clone, clone[0] as buffer:
+            assert await other.readv_fixed(zeros, buffer, [(1, 2)], 0) == 2
+            assert bytes(buffer.view) == b"d\0\0a"
+    await table.unregister().wait()
+
+
 # ---- wrong places ------------------------------------------------------------------------------
 
 

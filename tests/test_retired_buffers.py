@@ -347,6 +347,22 @@ def test_tags_in_use(plain: Ring, pipe: tuple[int, int]) -> None:
     assert table.update(0, [bytearray(1)], tags=[7]) == []
 
 
+def test_a_tag_that_is_to_come_is_no_requests_number(plain: Ring, pipe: tuple[int, int]) -> None:
+    """A request cannot have the number of a tag that the kernel has yet to post: the two could not be told apart."""
+    table = plain.register_buffers([bytearray(4)], tags=[7])
+    with table[0] as buffer:
+        plain.prepare_fixed(Opcode.READ_FIXED, buffer, user_data=1, fd=pipe[0])
+        plain.submit()
+        retired = table.unregister()
+        with pytest.raises(aiouring.ResourceBusyError, match="user_data=7 is the tag"):
+            plain.prepare(Opcode.NOP, user_data=7)
+        os.write(pipe[1], b"data")
+        assert plain.wait(2) == [(1, 4, 0), (7, 0, 0)]
+    assert retired.done is True
+    plain.prepare(Opcode.NOP, user_data=7)
+    assert plain.wait() == [(7, 0, 0)]
+
+
 async def test_an_async_ring_draws_its_own(ring: aiouring.AsyncRing) -> None:
     """On an AsyncRing nobody can choose a tag that might be a request's number."""
     with ring.register_buffers_sparse(1) as table:

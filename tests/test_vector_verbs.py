@@ -137,6 +137,15 @@ async def test_more_requests_than_entries(ring: aiouring.AsyncRing) -> None:
         await asyncio.gather(*(read() for _ in range(600)))
 
 
+async def test_a_registered_file(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
+    """A slot of the table of registered files does in place of a descriptor."""
+    with (tmp_path / "file").open("w+b", buffering=0) as file, ring.register_files([file]) as files:
+        with ring.register_buffers([bytearray(b"0123456789")]) as table, table[0] as buffer:
+            assert await ring.writev_fixed(files[0], buffer, [(8, 2), (0, 3)], 0) == 5
+            assert await ring.readv_fixed(files[0], buffer, [(1, 1), (9, 1)], 1) == 2
+            assert bytes(buffer.view) == b"0923456780"
+
+
 async def test_refused(ring: aiouring.AsyncRing) -> None:
     """What is no lent registered buffer, a released one and a negative offset are refused."""
     with ring.register_buffers(count=1, size=10) as table:
