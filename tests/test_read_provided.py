@@ -116,6 +116,21 @@ async def test_position_and_offset(ring: aiouring.AsyncRing, numbers: Path) -> N
             assert file.tell() == 100 * (at + 1)
 
 
+async def test_slots_of_registered_files(ring: aiouring.AsyncRing, numbers: Path) -> None:
+    """A registered file does as well as a descriptor, also in line for a buffer."""
+    with numbers.open("rb", buffering=0) as file, ring.register_files([file]) as files:
+        with ring.register_buffer_ring(count=1, size=100) as group:
+            held = await ring.read_provided(files[0], group, 7)
+            assert bytes(held.view) == CONTENT[7:107]
+            task = asyncio.create_task(ring.read_provided(files[0], group))
+            while not group.statistics().waiting:
+                await asyncio.sleep(0)
+            held.release()
+            with await task as chunk:
+                assert bytes(chunk.view) == CONTENT[:100]
+            assert file.tell() == 100
+
+
 async def test_length(ring: aiouring.AsyncRing, numbers: Path) -> None:
     """A length bounds the read; one that no buffer holds is refused with the numbers."""
     with numbers.open("rb") as file, ring.register_buffer_ring(count=2, size=100) as group:
