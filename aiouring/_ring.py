@@ -30,6 +30,7 @@ _OFFSET_IS_AN_ADDRESS = (Opcode.STATX, Opcode.WAITID, Opcode.OPENAT2, Opcode.URI
 _MOVES_MEMORY = (Opcode.READ, Opcode.WRITE, Opcode.RECV, Opcode.SEND)
 
 _NO_FLAGS = SubmissionFlags(0)
+_USER_DATA = 2**64 - 1
 _CHAINS = SubmissionFlags.IO_DRAIN | SubmissionFlags.IO_LINK | SubmissionFlags.IO_HARDLINK
 _FREE_FLAGS = _CHAINS | SubmissionFlags.ASYNC
 
@@ -194,7 +195,8 @@ class CoreRing:
         """Fill one entry for an operation without memory.
 
         `address` is what a cancel looks for; `op_flags` the operation's own flags, such as the events of a poll;
-        `flags` may link it to the next entry, drain, or send it to a worker (ASYNC).
+        `flags` may link it to the next entry, drain, or send it to a worker (ASYNC).  What is linked or drained finds
+        its file when its turn comes: keep the descriptor open until the completion, or it may be another file's.
         """
         for name, value, least, most in (
             ("opcode", opcode, 0, 255),
@@ -257,7 +259,8 @@ class CoreRing:
             raise failure(code, "io_uring_enter")
         values = ffi.unpack(self.raw.events, 3 * (code & ~lib.AU_AGAIN))
         for at in range(0, len(values), 3):
-            yield Completion(*values[at : at + 3])
+            user_data, result, flags = values[at : at + 3]
+            yield Completion(user_data & _USER_DATA, result, flags)  # the C core hands it over as a signed number
 
     @staticmethod
     def _named(fd: "int | DirectDescriptor") -> tuple[int, int]:

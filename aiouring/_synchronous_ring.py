@@ -125,7 +125,8 @@ class Ring(RegisteringRing):
         """Fill one entry for an operation without memory.
 
         `address` is what a cancel looks for; `op_flags` the operation's own flags, such as the events of a poll;
-        `flags` may link it to the next entry, drain, or send it to a worker (ASYNC).
+        `flags` may link it to the next entry, drain, or send it to a worker (ASYNC).  What is linked or drained finds
+        its file when its turn comes: keep the descriptor open until the completion, or it may be another file's.
         """
         self._hold(user_data, None)
         try:

@@ -251,9 +251,11 @@ class Turns:
                 self._cancel_number(number)
         for _ in range(len(self._starts_due)):
             request, prepare, arguments = self._starts_due.popleft()
-            if self.inflight.get(request.user_data) is request:
-                del self.inflight[request.user_data]
-                self.start(request, prepare, *arguments)
+            if self.inflight.pop(request.user_data, None) is request:
+                try:
+                    self.start(request, prepare, *arguments)
+                except (OSError, RuntimeError, ValueError) as error:
+                    request.failed(error)  # its file was closed meanwhile, say
 
     def cancel_soon(self, request: Request) -> None:
         """Queue a cancel for `request`; its own completion (user_data 0) is ignored."""

@@ -1,6 +1,8 @@
 """Tests of Receiving: what one armed receive brings, its bounds, and its place in the group's line."""
 
 import asyncio
+import errno
+import os
 import socket
 from collections.abc import Iterator
 from random import Random
@@ -168,3 +170,19 @@ async def test_closing_the_ring_ends_the_stream(new_ring: RingFactory, pair: Pai
     with pytest.raises(aiouring.RingClosedError):
         await waiting
     await stream.aclose()
+
+
+async def test_e12_number_closed_while_the_queue_is_full(new_ring: RingFactory, pair: Pair) -> None:
+    """A stream that waits for room in the queue, and whose descriptor is closed meanwhile, ends with the error."""
+    ring = await new_ring(entries=2)
+    group = ring.register_buffer_ring(count=2, size=16)
+    filling = [asyncio.ensure_future(ring.nop()) for _ in range(2)]
+    await asyncio.sleep(0)
+    number = os.dup(pair[0].fileno())
+    stream = ring.recv_multishot(number, group)
+    os.close(number)
+    with pytest.raises(OSError) as caught:
+        await anext(stream)
+    assert caught.value.errno == errno.EBADF
+    await stream.aclose()
+    await asyncio.gather(*filling)

@@ -418,3 +418,11 @@ def test_b6_interpreter_exit(profile: TaskRun, state: str) -> None:
     assert "Segmentation" not in done.stderr
     assert ("ResourceWarning: a Ring was closed with 1 request" in done.stderr) is (state == "busy"), done.stderr
     assert state == "busy" or not done.stderr
+
+
+@pytest.mark.parametrize("number", [0, 2**63 - 1, 2**63, 2**64 - 2])
+def test_every_user_data(ring: Ring, number: int) -> None:
+    """A request's number comes back as it was given, whatever its sign would be, and its memory is let go of."""
+    ring.prepare(Opcode.NOP, user_data=number)
+    assert ring.wait() == [(number, 0, 0)]
+    assert ring.in_flight == 0
