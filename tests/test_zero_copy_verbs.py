@@ -54,7 +54,7 @@ async def test_all_of_it_arrives(ring: aiouring.AsyncRing, pair: Pair, size: int
     assert await receiving == whole
 
 
-async def test_e14_the_memory_is_free_afterwards(ring: aiouring.AsyncRing, pair: Pair) -> None:
+async def test_a13_the_memory_is_free_afterwards(ring: aiouring.AsyncRing, pair: Pair) -> None:
     """A buffer that is overwritten as soon as the await has ended has sent what it held before."""
     data = bytearray(200_000)
     receiving = asyncio.ensure_future(receive_all(pair[1], 20 * len(data)))
@@ -185,7 +185,7 @@ def post(at: Stage, result: int, flags: int) -> None:
 
 
 @pytest.mark.parametrize("usage", [0, COPIED])
-async def test_e14_held_until_the_notification(profile: TaskRun, usage: int) -> None:
+async def test_a13_held_until_the_notification(profile: TaskRun, usage: int) -> None:
     """The result alone ends nothing: the buffer stays exported until the notification, which says how it went."""
     async with stage(profile) as at:
         data = bytearray(b"hello")
@@ -228,7 +228,7 @@ async def test_a4_cancelled(profile: TaskRun, when: str) -> None:
 
 
 @pytest.mark.parametrize("result", [-32, -95])
-async def test_errors_with_and_without_a_notification(profile: TaskRun, result: int) -> None:
+async def test_a13_errors_with_and_without_a_notification(profile: TaskRun, result: int) -> None:
     """An error may come with a notification or alone; only F_MORE says which, and both are raised."""
     for flags in (0, lib.AU_CQE_F_MORE):
         async with stage(profile) as at:
