@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
 _add_buffer = lib.au_sender_add_buffer
 _add_memory = lib.au_sender_add_memory
+_WRONG_CONTEXT = (lib.AU_WRONG_THREAD, lib.AU_FORKED)
 
 
 class Sending:
     """Everything that is to be sent on one connection, in order."""
 
-    __slots__ = ("_driver", "_ended", "_failure", "_group", "_kept", "_released", "_waiting", "raw")
+    __slots__ = ("_driver", "_ended", "_failure", "_group", "_kept", "_lost", "_released", "_waiting", "raw")
 
     def __init__(self, driver: "Driver", fd: int, group: BufferRing) -> None:
         self._driver = driver
@@ -38,6 +39,7 @@ class Sending:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._ended: asyncio.Future[int] | None = None
         self._failure: Exception | None = None
+        self._lost = False  # the ring is: what is in flight will never be heard of again
         self.raw: CSender = ffi.new("au_sender *")
         number = driver.next_number()
         code = lib.au_sender_init(self.raw, driver.ring.raw, fd, number)
@@ -67,8 +69,7 @@ class Sending:
                 data.ended = True  # the same, without the call
             code = _add_buffer(self.raw, group.raw, data.number, data.length)
             if code:
-                data.give_back()
-                self._refuse(code)
+                self._refuse(code, data)
         else:
             self._write_memory(data)
         if not self._driver._scheduled:
@@ -84,16 +85,22 @@ class Sending:
         else:
             kept = memory = ffi.from_buffer(data if isinstance(data, bytes) else memoryview(data).tobytes())
             length = len(memory)
-        code = _add_memory(self.raw, memory, length) if length else 0
-        if not length or code:
-            if kept is data:
-                data.give_back()
-            if code:
-                self._refuse(code)
+        if not length:
             return
-        self._kept.append(kept)
+        self._kept.append(kept)  # before the C core has it: an interrupt in between keeps too much, not too little
+        code = _add_memory(self.raw, memory, length)
+        if code:
+            self._kept.pop()
+            self._refuse(code, kept)
 
-    def _refuse(self, code: int) -> None:
+    def _refuse(self, code: int, data: Any = None) -> None:
+        """`data` was not queued: a buffer goes home, unless only its owner's thread may send it there."""
+        if code in _WRONG_CONTEXT:
+            if isinstance(data, Lease):
+                data.ended = False  # it was not handed over
+            raise failure(code)
+        if isinstance(data, Lease):
+            data.give_back()
         if self._failure is None:
             self._failure = failure(code, "sending")
         raise self._failure
@@ -113,31 +120,39 @@ class Sending:
             self._ended.set_result(0)
 
     async def below(self, mark: int) -> None:
-        """Wait until no more than `mark` bytes are left to send; raises what ended the sending."""
-        while self.raw.pending > mark and not self.raw.failure:
-            turn = self._driver.new_future()
-            self._waiting.append((mark, turn))
+        """Wait until no more than `mark` bytes of what is queued now are left to send; raises what ended the sending.
+
+        What is written later moves nothing: one who writes all the time cannot keep others waiting for ever.
+        """
+        raw = self.raw
+        if raw.pending > mark and not raw.failure:
+            entry = (raw.taken + raw.pending - mark, self._driver.new_future())
+            self._waiting.append(entry)
             self._watch()
-            await turn
-        if self.raw.failure:
-            self._refuse(self.raw.failure)
+            try:
+                await entry[1]
+            finally:
+                if entry in self._waiting:  # it was cancelled
+                    self._waiting.remove(entry)
+        if raw.failure:
+            self._refuse(raw.failure)
 
     def _watch(self) -> None:
         self.raw.watched = bool(self._waiting)
-        self.raw.watermark = max((mark for mark, _ in self._waiting), default=0)
+        self.raw.wanted = min((wanted for wanted, _ in self._waiting), default=0)
 
     def _wake(self) -> None:
         for _ in range(len(self._waiting)):
-            mark, turn = self._waiting.popleft()
-            if self.raw.pending > mark and not self.raw.failure:
-                self._waiting.append((mark, turn))
+            wanted, turn = self._waiting.popleft()
+            if self.raw.taken < wanted and not self.raw.failure:
+                self._waiting.append((wanted, turn))
             elif not turn.done():
                 turn.set_result(None)
         self._watch()
 
     def end(self) -> "asyncio.Future[int] | None":
         """What resolves when the request in flight has ended; None if there is none.  After `drop()`."""
-        if not self.raw.in_flight:
+        if not self.raw.in_flight or self._lost:
             return None
         if self._ended is None or self._ended.done():
             self._ended = self._driver.new_future()
@@ -153,12 +168,15 @@ class Sending:
     def failed(self, error: Exception) -> None:
         """The ring is lost.  The kernel may still read what is in flight, so that is kept."""
         self._failure = self._failure or error
+        self._lost = True
         self.raw.failure = self.raw.failure or -errno.ECONNABORTED
         self._wake()
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(0)
 
     def forget(self) -> None:
-        """The connection is closed, and nothing is in flight."""
+        """The connection is closed; what is in flight on a lost ring stays in the driver's hands, with its memory."""
+        if self.raw.in_flight:
+            return
         self._driver.senders.pop(self.raw.number, None)
         lib.au_sender_close(self.raw)

@@ -51,7 +51,8 @@ class CGroup:
 class CSender:
     number: int
     pending: int
-    watermark: int
+    taken: int
+    wanted: int
     memory_done: int
     watched: int
     in_flight: int

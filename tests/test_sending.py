@@ -12,6 +12,8 @@ from conftest import RingFactory
 
 import aiouring
 from aiouring import Connection
+from aiouring._driver import GRAVEYARD
+from aiouring._sending import Sending
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -190,3 +192,94 @@ async def test_more_senders_than_the_queue_has_entries(new_ring: RingFactory) ->
     for connection in connections:
         await connection.aclose()
     assert not gc.garbage
+
+
+async def test_who_writes_on_keeps_nobody_waiting(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """send() waits for what was written before it, not for what another task writes meanwhile."""
+    group = ring.register_buffer_ring(count=4, size=64)
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    async with Connection(ring, pair[0], group) as connection:
+
+        async def flood() -> None:
+            while not stop.is_set():
+                connection.write(b"x" * 30_000)
+                await connection.drain()
+                await asyncio.sleep(0)
+
+        async def sink() -> None:
+            while await loop.sock_recv(pair[1], 10_000):
+                pass
+
+        flooding, sinking = asyncio.ensure_future(flood()), asyncio.ensure_future(sink())
+        await ring.nop()
+        async with asyncio.timeout(10):
+            await connection.send(b"mine")
+        stop.set()
+        await flooding
+    await sinking
+
+
+async def test_abandoned_drains_leave_nothing(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """A drain() that timed out is forgotten: polling with a timeout does not pile up waiters."""
+    group = ring.register_buffer_ring(count=4, size=64)
+    async with Connection(ring, pair[0], group) as connection:
+        connection.write(b"x" * 10_000_000)
+        await ring.nop()
+        for _ in range(5):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0):
+                    await connection.drain()
+        assert not connection._sending._waiting
+        connection.abort()
+
+
+async def test_write_from_another_thread(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """It is refused, and nothing is lost: neither the lease nor the connection."""
+    group = ring.register_buffer_ring(count=4, size=64)
+    async with Connection(ring, pair[0], group) as connection:
+        pair[1].send(b"hello")
+        chunk = await connection.receive()
+        for data in (chunk, b"bytes"):
+            with pytest.raises(aiouring.WrongContextError):
+                await asyncio.to_thread(connection.write, data)
+        await connection.send(chunk)
+        assert pair[1].recv(10) == b"hello"
+        await asyncio.get_running_loop().shutdown_default_executor()
+
+
+async def test_senders_take_turns(new_ring: RingFactory) -> None:
+    """With more senders than the queue has entries, those with a lot to send do not keep out the others."""
+    ring = await new_ring(entries=2)
+    group = ring.register_buffer_ring(count=4, size=64)
+    pairs = [socket.socketpair() for _ in range(5)]
+    connections = [Connection(ring, left, group) for left, _ in pairs]
+    await ring.nop()
+    for number, connection in enumerate(connections):
+        for _ in range(1 if number == 0 else 200):  # the first to write is the first to be served
+            connection.write(b"x")
+    before = ring.statistics().submitted
+    await connections[0].send()
+    assert ring.statistics().submitted <= before + 8  # one turn's
+    for connection in connections:
+        await connection.send()
+        await connection.aclose()
+    for _, right in pairs:
+        right.close()
+
+
+@pytest.mark.leaves_things
+async def test_closing_after_the_ring_gave_up_on_a_send(
+    new_ring: RingFactory, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A send that the kernel would not stop in time is kept for ever; its connection closes all the same."""
+    ring = await new_ring(close_timeout=0.0)
+    group = ring.register_buffer_ring(count=4, size=64)
+    connection = Connection(ring, pair[0], group)
+    connection.write(b"x" * 10_000_000)
+    await ring.nop()
+    with monkeypatch.context() as patch, pytest.warns(ResourceWarning, match="would not stop"):
+        patch.setattr(Sending, "drop", lambda *_: None)  # the kernel hears of no cancel
+        await ring.aclose()
+    async with asyncio.timeout(10):
+        await connection.aclose()
+    GRAVEYARD.pop()

@@ -30,8 +30,12 @@ static void queue_sender(au_sender *sender)
     if (sender->queued)
         return;
     sender->queued = true;
-    sender->next = sender->ring->senders;
-    sender->ring->senders = sender;
+    sender->next = NULL;
+    if (sender->ring->senders)
+        sender->ring->last_sender->next = sender;
+    else
+        sender->ring->senders = sender;
+    sender->ring->last_sender = sender;
 }
 
 /* Give the sender a place in the ring's table. */
@@ -120,6 +124,7 @@ static void drop_first(au_sender *sender)
 {
     struct au_part *part = part_of(sender, 0);
     sender->pending -= part->length;
+    sender->taken += part->length;
     if (part->group)
         au_group_release(part->group, part->buffer_id);
     else
@@ -160,9 +165,12 @@ void au_sender_close(au_sender *sender)
     }
     if (rc < 0)
         return;
-    for (au_sender **link = &sender->ring->senders; *link; link = &(*link)->next) {
+    au_sender *before = NULL;
+    for (au_sender **link = &sender->ring->senders; *link; before = *link, link = &before->next) {
         if (*link == sender) {
             *link = sender->next;
+            if (!sender->next)
+                sender->ring->last_sender = before;
             break;
         }
     }
@@ -229,6 +237,7 @@ static bool send_ended(au_ring *ring, au_sender *sender, int32_t result)
             part->start += left;
             part->length -= left;
             sender->pending -= left;
+            sender->taken += left;
             break;
         }
         left -= part->length;
@@ -243,5 +252,5 @@ static bool send_ended(au_ring *ring, au_sender *sender, int32_t result)
     }
     if (sender->count)
         queue_sender(sender);
-    return memory_done != sender->memory_done || (sender->watched && sender->pending <= sender->watermark);
+    return memory_done != sender->memory_done || (sender->watched && sender->taken >= sender->wanted);
 }

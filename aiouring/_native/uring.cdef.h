@@ -44,7 +44,7 @@ typedef struct au_group {
 } au_group;
 
 typedef struct au_sender {
-    uint64_t number, pending, watermark, memory_done;
+    uint64_t number, pending, taken, wanted, memory_done;
     int watched, in_flight, failure;
     ...;
 } au_sender;

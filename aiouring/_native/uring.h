@@ -106,7 +106,7 @@ typedef struct au_ring {
     struct guard guards[AU_SLOTS_AT_ONCE];
     uint8_t *guard_of; /* for each submission entry: 1 + its guard, or 0 */
     struct au_group *unpublished;
-    struct au_sender *senders; /* those with something new */
+    struct au_sender *senders, *last_sender; /* those with something new, first come first served */
     struct au_sender **sender_table;
     uint32_t sender_slots;
     uint8_t *region; /* its memory, which whoever made the region keeps alive as long as the ring is open */
@@ -169,7 +169,8 @@ struct au_part {
 typedef struct au_sender {
     uint64_t number;      /* what its events are called */
     uint64_t pending;     /* bytes written that the kernel has not taken */
-    uint64_t watermark;   /* where `watched`: an event is wanted when no more than this is pending */
+    uint64_t taken;       /* bytes that are done with, ever */
+    uint64_t wanted;      /* where `watched`: an event is wanted when as many are */
     uint64_t memory_done; /* parts of the caller's memory that are free again, ever */
     int watched, in_flight, failure;
 
