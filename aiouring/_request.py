@@ -16,6 +16,7 @@ then depends on the operation, and is the only thing the subclasses here differ 
 import errno
 import os
 import select
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from aiouring._direct_descriptor import Slot
@@ -69,6 +70,9 @@ class Request:
 
     def noted(self, result: int) -> None:
         """A completion that another follows: the kernel still has the request's memory."""
+
+    def check_file(self) -> None:
+        """Raise `OSError` (EBADF) where the descriptor stands for another file than it did in the beginning."""
 
     def failed(self, error: Exception) -> None:
         """The ring is lost: there will be no completion.  Whoever awaits the request has been told."""
@@ -238,26 +242,32 @@ class Leftovers:
     """
 
     def __init__(self) -> None:
-        self.kept: dict[int, tuple[tuple[int, int], bytes]] = {}
+        self.kept: dict[int, tuple[tuple[int, int], deque[bytes]]] = {}
 
-    def keep(self, fd: int, data: bytes) -> None:
-        """Keep `data` for the next receive on `fd`, behind what is kept already."""
+    def keep(self, fd: int, data: bytes, *, apart: bool = False) -> None:
+        """Keep `data` for the next receive on `fd`, behind what is kept already; datagrams are kept apart."""
         try:
             identity = identify(fd)
         except OSError:
             return  # closed: no receive will follow
         before = self.kept.get(int(fd))
-        if before is not None and before[0] == identity:
-            data = before[1] + data
-        self.kept[int(fd)] = (identity, data)
+        if before is None or before[0] != identity:
+            self.kept[int(fd)] = (identity, deque((data,)))
+        elif apart:
+            before[1].append(data)
+        else:
+            before[1][-1] += data
 
     def take(self, fd: int, most: int) -> bytes:
         """The first `most` bytes kept for `fd`, taken out; empty if there are none."""
-        identity, data = self.kept.pop(int(fd), (None, b""))
-        if identity is None or identity != identify(fd):
+        identity, pieces = self.kept.pop(int(fd), (None, None))
+        if pieces is None or identity != identify(fd):
             return b""
+        data = pieces.popleft()
         if len(data) > most:
-            self.kept[int(fd)] = (identity, data[most:])
+            pieces.appendleft(data[most:])
+        if pieces:
+            self.kept[int(fd)] = (identity, pieces)
         return data[:most]
 
     def forget(self, fd: int) -> None:

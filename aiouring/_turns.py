@@ -141,6 +141,9 @@ class Turns:
             self._undelivered = False
         except BaseException:
             self.ask_for_turn()
+            if self._undelivered:
+                # At once: a reader who was woken and ran first would have taken what would then come again.
+                self._deliver(self._raw.ready)
             raise
         if self._emptied is not None and self.idle and not self._emptied.done():
             self._emptied.set_result(None)
@@ -153,7 +156,7 @@ class Turns:
                 self._make_room()
         else:
             self._queued = [request for request in self._queued if not request.ended]
-        if self._cancels_due or self._starts_due:
+        if code >= 0 and (self._cancels_due or self._starts_due):  # else there is no room yet
             self._fill_what_is_due()
         for group in self._groups.values():
             if group.waiting:
@@ -190,9 +193,12 @@ class Turns:
                 if waiter is None or flags & _MORE:
                     arrived = request.arrived
                     if arrived is not None:
-                        arrived(result, flags)
-                        if not flags & _MORE:
-                            del inflight[user_data]
+                        if flags & _MORE:
+                            arrived(result, flags)
+                            continue
+                        if request.user_data == user_data:  # else it was started again, and then interrupted
+                            arrived(result, flags)
+                        del inflight[user_data]
                     elif flags & _MORE:
                         request.noted(result)
                     else:
@@ -251,15 +257,31 @@ class Turns:
                 self._cancel_number(number)
         for _ in range(len(self._starts_due)):
             request, prepare, arguments = self._starts_due.popleft()
-            if self.inflight.pop(request.user_data, None) is request:
-                try:
-                    self.start(request, prepare, *arguments)
-                except (OSError, RuntimeError, ValueError) as error:
-                    request.failed(error)  # its file was closed meanwhile, say
+            if self.inflight.get(request.user_data) is not request:
+                continue
+            del self.inflight[request.user_data]
+            result, request.result = request.result, 0
+            if result and request.arrived is not None:
+                request.arrived(result, 0)  # it was cancelled before the kernel heard of it
+            else:
+                self._start_at_last(request, prepare, arguments)
+        self.ask_for_turn()  # closing may have waited for these
+
+    def _start_at_last(self, request: Request, prepare: Callable[..., int], arguments: tuple[Any, ...]) -> None:
+        try:
+            request.check_file()
+            self.start(request, prepare, *arguments)
+        except (OSError, RuntimeError, ValueError) as error:
+            request.failed(error)  # its file was closed meanwhile, say
 
     def cancel_soon(self, request: Request) -> None:
         """Queue a cancel for `request`; its own completion (user_data 0) is ignored."""
-        if not self.broken and not self.ring.closed:
+        if self.broken or self.ring.closed:
+            return
+        if self._starts_due and any(due[0] is request for due in self._starts_due):
+            request.result = -errno.ECANCELED  # the kernel would look for it in vain
+            self.ask_for_turn()
+        else:
             self._cancel_number(request.user_data)
 
     def _cancel_number(self, number: int) -> None:
@@ -323,6 +345,8 @@ class Turns:
         log.error("the ring is broken: %s", error)
         self.broken = error
         self._usable = False
+        while lib.au_ring_withdraw(self._raw, ffi.new("uint64_t *")) > 0:
+            pass  # what the kernel has not taken must not meet a descriptor that is somebody else's by then
         for request in self.inflight.values():
             waiter = request.waiter
             request.waiter = None

@@ -271,3 +271,23 @@ async def test_h2_socket_closed_while_the_kernel_refuses(ring: aiouring.AsyncRin
         assert bytes(memory) == bytes(64)
         assert isinstance(result, OSError)
         assert result.errno == errno.EBADF
+
+
+async def test_e4_streams_that_find_no_room_do_not_spin(new_ring: RingFactory) -> None:
+    """While the kernel refuses, streams that found the queue full wait for the next try, and ask for none."""
+    ring = await new_ring(entries=4)
+    group = ring.register_buffer_ring(count=4, size=64)
+    await ring.nop()
+    pairs = [socket.socketpair() for _ in range(10)]
+    before = ring.statistics().enters
+    with replaced(enter=Failing(real_enter, *[errno.EAGAIN] * 6)):
+        streams = [ring.recv_multishot(left, group) for left, _ in pairs]
+        for _, right in pairs:
+            right.send(b"x")
+        for stream in streams:
+            (await anext(stream)).release()
+    assert ring.statistics().enters - before < 40
+    for stream, (left, right) in zip(streams, pairs, strict=True):
+        await stream.aclose()
+        left.close()
+        right.close()
