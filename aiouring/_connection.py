@@ -159,8 +159,9 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        self._sending.drop(kernel_error(errno.ECONNABORTED, "the connection has been closed"))
-        self._receiving.stop()
+        error = kernel_error(errno.ECONNABORTED, "the connection has been closed")
+        self._sending.drop(error)
+        self._receiving.stop(error)
         ends = [self._receiving.end(), self._sending.end()]
         self._gone = self._driver.new_future()
         self._unended = [end for end in ends if end is not None]

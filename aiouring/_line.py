@@ -108,3 +108,10 @@ def _refuse(turn: "asyncio.Future[Any]", error: Exception) -> None:
     if not turn.done():
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody will hear of it
             turn.set_exception(error)
+
+
+def wake(turn: "asyncio.Future[Any]", result: object = None) -> None:
+    """Resolve what somebody waits for, unless nobody does any more."""
+    if not turn.done():
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            turn.set_result(result)

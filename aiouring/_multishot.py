@@ -21,11 +21,12 @@ end of the stream, or an error, comes after what is queued).
 import errno
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from aiouring._buffer_ring import BufferRing, ProvidedBuffer, end_of_stream, private_copy
-from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
-from aiouring._request import Request
+from aiouring._errors import BuffersExhaustedError, ResourceBusyError, RingClosedError, kernel_error
+from aiouring._line import wake
+from aiouring._request import Request, identify
 from aiouring._uring import lib
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Receiving(Request):
         "_failure",
         "_high",
         "_how",
+        "_identity",
         "_keeps_boundaries",
         "_low",
         "_new_future",
@@ -86,10 +88,12 @@ class Receiving(Request):
         self._new_future = driver.new_future
         self.group: BufferRing = group
         self._how = how
-        self._total = high * group.size  # bytes that the kernel may receive before we look; 0 is no limit
+        total = high * group.size  # bytes that the kernel may receive before we look
+        self._total = total if total < lib.AU_MAX_TRANSFER else 0  # 0 is no limit
+        self._identity = identify(fd) if how and file is None else None  # a number's, that others may close
         self._keeps_boundaries = keeps_boundaries  # of datagrams: an empty one is not the end
         self._high = high
-        self._low = high // 2
+        self._low = max(1, high // 2)
         self._arrivals: deque[tuple[int, int]] = deque()  # result and flags; their buffers are lent
         self._early: deque[ProvidedBuffer] = deque()  # what came for a cancelled receive before this one
         self._ready: asyncio.Future[None] | None = None
@@ -121,10 +125,10 @@ class Receiving(Request):
         if self._early:
             return self._early.popleft()
         while not arrivals:
+            if not self.armed:
+                self._arm()  # the last try may have found no buffer
             if self.over:
-                if self._failure is not None:
-                    raise self._failure
-                raise StopAsyncIteration
+                self._raise()
             if self._ready is not None:
                 raise ResourceBusyError("another task is already receiving from this connection")
             self._ready = ready = self._new_future()
@@ -140,10 +144,18 @@ class Receiving(Request):
         group = self.group
         return ProvidedBuffer(group, group.arena, flags >> _SHIFT, result)
 
+    def _raise(self) -> NoReturn:
+        """Tell the reader what ended the stream.  Want of a buffer does not: its next try may find one."""
+        failure = self._failure
+        if failure is None:
+            raise StopAsyncIteration
+        if isinstance(failure, BuffersExhaustedError) and not self.closing:
+            self.over, self._failure = False, None
+        raise failure
+
     def _wake(self) -> None:
-        ready = self._ready
-        if ready is not None and not ready.done():
-            ready.set_result(None)
+        if self._ready is not None:
+            wake(self._ready)
 
     # ---- the kernel's request ------------------------------------------------------------------
 
@@ -159,14 +171,22 @@ class Receiving(Request):
     def _start(self) -> None:
         self.armed = True
         try:
+            self.check_file()
             self._driver.start(self, _prepare_multishot, _RECV, self.fd, self.group.raw, self._total, self._how)
         except (OSError, RuntimeError, ValueError) as error:
             self.armed = False
             self._finish(error)
 
+    def check_file(self) -> None:
+        """Where a file was named by its number, that may be another file's by now."""
+        if self._identity is not None and identify(self.fd) != self._identity:
+            raise kernel_error(errno.EBADF, "the file was closed during a receive")
+
     def arrived(self, result: int, flags: int) -> None:
         """A completion of this request.  Taking this step twice, after an interrupt, does no harm."""
-        if flags & _BUFFER:
+        if flags & _BUFFER and result <= 0:
+            self._return(flags)
+        elif flags & _BUFFER:
             arrival = (result, flags)
             arrivals = self._arrivals
             if _take(self.group.raw, flags >> _SHIFT) == 0 or arrival not in arrivals:
@@ -174,6 +194,7 @@ class Receiving(Request):
             ready = self._ready
             if ready is not None and not ready.done():
                 ready.set_result(None)
+            self._ticket = 0  # it had its turn
             if flags & _MORE:
                 if len(arrivals) > self._high and not self._stopping:
                     self._stopping = True
@@ -184,17 +205,21 @@ class Receiving(Request):
         if self.closing:
             self._retire()
         else:
-            self._armed_no_more(result, flags, stopped=stopped)
+            self._armed_no_more(result, stopped=stopped)
 
-    def _armed_no_more(self, result: int, flags: int, *, stopped: bool) -> None:
+    def _return(self, flags: int) -> None:
+        """Give back a buffer that came without bytes, as some kernels send it with an error or an end."""
+        number = flags >> _SHIFT
+        if _take(self.group.raw, number) == 0:
+            self.group.take_back(number)
+
+    def _armed_no_more(self, result: int, *, stopped: bool) -> None:
         """The kernel's request is over: arm it again, park, or finish."""
-        if result > 0:
-            self._ticket = 0
-        if result == 0 and self._keeps_boundaries and not flags & _BUFFER:
+        if result == 0 and self._keeps_boundaries:
             self._arrivals.append((0, 0))
             self._wake()
         if result > 0 or (result == 0 and self._keeps_boundaries):
-            if len(self._arrivals) <= self._low or self._high == 1:
+            if len(self._arrivals) <= self._low:
                 self._arm()
         elif result == 0:
             self._finish(None)
@@ -268,9 +293,11 @@ class Receiving(Request):
         self._ends.append(end)
         return end
 
-    def stop(self) -> None:
-        """Ask the kernel to end the request; it is not armed again."""
+    def stop(self, why: Exception) -> None:
+        """Ask the kernel to end the request; it is not armed again, and `why` is what readers get."""
         self.closing = True
+        if not self.over:
+            self._finish(why)
         if self._place is not None:
             self._place.cancel()
         if self.armed:
@@ -283,7 +310,7 @@ class Receiving(Request):
         """
         if not self.closing:
             self._retired = retired
-            self.stop()
+            self.stop(kernel_error(errno.ECANCELED, "the stream was closed"))
             if not self.armed:
                 self._retire()
 
@@ -304,13 +331,13 @@ class Receiving(Request):
         self.ended = True
         self.armed = False
         for end in self._ends:
-            if not end.done():
-                end.set_result(0)
+            wake(end, 0)
         self._ends.clear()
 
     def drop(self) -> None:
         """Give back the buffers of what nobody took: the socket is being closed."""
-        self._early.clear()
+        while self._early:
+            self._early.popleft().release()
         while self._arrivals:
             flags = self._arrivals.popleft()[1]
             if flags:
@@ -318,13 +345,23 @@ class Receiving(Request):
 
     def let_go(self) -> None:
         """Keep what nobody took for the next receive on the file, and give the buffers back."""
-        leftovers, group = self._driver.leftovers, self.group
+        kept = []
         while self._early:
             with self._early.popleft() as chunk:
-                leftovers.keep(self.fd, bytes(chunk.view))
+                kept.append(bytes(chunk.view))
         while self._arrivals:
             result, flags = self._arrivals.popleft()
-            if not flags:
-                continue
-            with ProvidedBuffer(group, group.arena, flags >> _SHIFT, result) as chunk:
-                leftovers.keep(self.fd, bytes(chunk.view))
+            if flags:
+                with ProvidedBuffer(self.group, self.group.arena, flags >> _SHIFT, result) as chunk:
+                    kept.append(bytes(chunk.view))
+        if kept and self._has_its_file():
+            for data in kept if self._keeps_boundaries else [b"".join(kept)]:
+                self._driver.leftovers.keep(self.fd, data, apart=self._keeps_boundaries)
+
+    def _has_its_file(self) -> bool:
+        """Whether the descriptor still stands for the file whose bytes came: they are nobody else's."""
+        try:
+            self.check_file()
+            return self.file is None or bool(self.file.fileno() == self.fd)
+        except (OSError, ValueError):
+            return False

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from aiouring._buffer_ring import BufferRing
 from aiouring._errors import failure
 from aiouring._lease import Lease
+from aiouring._line import wake
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
@@ -116,8 +117,8 @@ class Sending:
         if raw.failure and self._failure is None:
             self._failure = failure(raw.failure, "sending")
         self._wake()
-        if self._ended is not None and not raw.in_flight and not self._ended.done():
-            self._ended.set_result(0)
+        if self._ended is not None and not raw.in_flight:
+            wake(self._ended, 0)
 
     async def below(self, mark: int) -> None:
         """Wait until no more than `mark` bytes of what is queued now are left to send; raises what ended the sending.
@@ -146,8 +147,8 @@ class Sending:
             wanted, turn = self._waiting.popleft()
             if self.raw.taken < wanted and not self.raw.failure:
                 self._waiting.append((wanted, turn))
-            elif not turn.done():
-                turn.set_result(None)
+            else:
+                wake(turn)
         self._watch()
 
     def end(self) -> "asyncio.Future[int] | None":
@@ -171,8 +172,8 @@ class Sending:
         self._lost = True
         self.raw.failure = self.raw.failure or -errno.ECONNABORTED
         self._wake()
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result(0)
+        if self._ended is not None:
+            wake(self._ended, 0)
 
     def forget(self) -> None:
         """The connection is closed; what is in flight on a lost ring stays in the driver's hands, with its memory."""

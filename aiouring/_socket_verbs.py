@@ -253,8 +253,17 @@ def _type_of(sock: File, number: int) -> int:
         if not sock.type:
             raise ValueError(f"the socket type of {sock!r} is not known: it was registered by number")
         return sock.type
-    with socket.socket(fileno=os.dup(number)) as duplicate:
-        return duplicate.type
+    duplicate = os.dup(number)
+    try:
+        return _probe_type(duplicate)
+    except OSError:
+        os.close(duplicate)  # it is no socket, and nobody's
+        raise
+
+
+def _probe_type(number: int) -> int:
+    with socket.socket(fileno=number) as sock:
+        return sock.type
 
 
 def _busy(sock: File) -> ResourceBusyError:

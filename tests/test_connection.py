@@ -194,3 +194,45 @@ async def test_closing_the_ring_first(new_ring: RingFactory, pair: Pair) -> None
     with pytest.raises(aiouring.RingClosedError):
         connection.write(b"more")
     await connection.aclose()
+
+
+@pytest.mark.parametrize("way", ["abort", "aclose"])
+async def test_closing_ends_a_reader(ring: aiouring.AsyncRing, pair: Pair, way: str) -> None:
+    """Whoever waits for data when another task closes hears of it, and so does whoever comes later."""
+    group = ring.register_buffer_ring(count=4, size=64)
+    connection = Connection(ring, pair[0], group)
+    reading = asyncio.ensure_future(connection.receive())
+    await ring.nop()
+    if way == "abort":
+        connection.abort()
+    await connection.aclose()
+    async with asyncio.timeout(10):
+        with pytest.raises(ConnectionAbortedError):
+            await reading
+        with pytest.raises(ConnectionAbortedError):
+            await connection.receive()
+
+
+async def test_leftovers_that_nobody_reads(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """What came for an earlier receive is dropped with the connection, without a warning."""
+    group = ring.register_buffer_ring(count=4, size=64)
+    pair[1].send(b"hello")
+    async with ring.recv_multishot(pair[0], group):
+        await ring.nop()
+    connection = Connection(ring, pair[0], group)
+    assert connection.statistics().pending == 1
+    await connection.aclose()
+
+
+async def test_a_group_that_raises_serves_again(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """Want of a buffer is raised once; when one has come back the next receive has the data."""
+    group = ring.register_buffer_ring(count=1, size=4, on_empty="raise")
+    async with Connection(ring, pair[0], group) as connection:
+        pair[1].send(b"aaaabbbb")
+        with await connection.receive():
+            for _ in range(2):
+                with pytest.raises(aiouring.BuffersExhaustedError):
+                    await connection.receive()
+        async with asyncio.timeout(10):
+            with await connection.receive() as chunk:
+                assert bytes(chunk.view) == b"bbbb"

@@ -186,3 +186,51 @@ async def test_e12_number_closed_while_the_queue_is_full(new_ring: RingFactory, 
     assert caught.value.errno == errno.EBADF
     await stream.aclose()
     await asyncio.gather(*filling)
+
+
+async def test_the_smallest_bound_holds(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """With max_pending=1 a firehose that nobody reads takes two or three buffers, not the whole group."""
+    group = ring.register_buffer_ring(count=64, size=16)
+    async with ring.recv_multishot(pair[0], group, max_pending=1) as stream:
+        pair[1].send(b"x" * 16 * 60)
+        for _ in range(20):
+            await ring.nop()
+        assert 1 <= stream.pending <= 3
+        for _ in range(60):
+            (await anext(stream)).release()
+
+
+async def test_a_bound_of_more_bytes_than_the_kernel_counts(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """max_pending times the size may be more than 32 bits: then the kernel is told of no limit."""
+    group = ring.register_buffer_ring(count=4, size=8192)
+    async with ring.recv_multishot(pair[0], group, max_pending=1 << 20) as stream:
+        pair[1].send(b"x")
+        (await anext(stream)).release()
+
+
+async def test_fed_streams_queue_up_anew(ring: aiouring.AsyncRing) -> None:
+    """A stream that was called and got data waits behind the others next time."""
+    group = ring.register_buffer_ring(count=1, size=4)
+    pairs = [socket.socketpair() for _ in range(3)]
+    streams = [ring.recv_multishot(left, group, max_pending=8) for left, _ in pairs]
+    for _, right in pairs:
+        right.send(b"aaaabbbbcccc")
+    taken = dict.fromkeys(range(3), 0)
+
+    async def read(number: int) -> None:
+        while True:
+            (await anext(streams[number])).release()
+            taken[number] += 1
+            assert max(taken.values()) <= min(taken.values()) + 2, taken
+
+    readers = [asyncio.ensure_future(read(number)) for number in range(3)]
+    while min(taken.values()) < 3 and not any(reader.done() for reader in readers):
+        await asyncio.sleep(0)
+    for reader in readers:
+        reader.cancel()
+    await asyncio.wait(readers)
+    assert taken == dict.fromkeys(range(3), 3)
+    for stream, (left, right) in zip(streams, pairs, strict=True):
+        await stream.aclose()
+        left.close()
+        right.close()

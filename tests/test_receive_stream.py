@@ -1,10 +1,12 @@
 """Tests of ReceiveStream: leaving it in every way loses nothing, and the socket is free for the next receive."""
 
 import asyncio
+import os
 import socket
 from collections.abc import Iterator
 
 import pytest
+from conftest import RingFactory
 
 import aiouring
 
@@ -139,3 +141,116 @@ async def test_bad_max_pending(ring: aiouring.AsyncRing, pair: Pair, wrong: int)
         ring.recv_multishot(pair[0], group, max_pending=wrong)
     with pytest.raises(TypeError, match="BufferRing"):
         ring.recv_multishot(pair[0], "group")  # type: ignore[arg-type]
+
+
+async def test_closing_ends_a_reader(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """A task that waits for the next chunk when another closes the stream hears of it; its data is the next's."""
+    group = ring.register_buffer_ring(count=8, size=16)
+    stream = ring.recv_multishot(pair[0], group)
+    reading = asyncio.ensure_future(anext(stream))
+    await ring.nop()
+    await stream.aclose()
+    async with asyncio.timeout(10):
+        for waiting in (reading, anext(stream)):
+            with pytest.raises(OSError, match="the stream was closed"):
+                await waiting
+    pair[1].send(b"later")
+    with await ring.recv(pair[0], group) as chunk:
+        assert bytes(chunk.view) == b"later"
+
+
+async def test_h1_leftovers_are_never_another_files(ring: aiouring.AsyncRing) -> None:
+    """What a stream did not hand out when its socket was closed is not given to the next socket of that number."""
+    group = ring.register_buffer_ring(count=8, size=16)
+    left, right = socket.socketpair()
+    number = left.fileno()
+    right.send(b"secret")
+    stream = ring.recv_multishot(left, group)
+    await ring.nop()
+    await ring.close(left)
+    ends = sorted(socket.socketpair(), key=lambda end: end.fileno() != number)
+    assert ends[0].fileno() == number
+    await stream.aclose()
+    ends[1].send(b"mine")
+    with await ring.recv(ends[0], group) as chunk:
+        assert bytes(chunk.view) == b"mine"
+    for end in (right, *ends):
+        end.close()
+
+
+async def test_h1_a_stream_goes_on_with_its_own_file_only(ring: aiouring.AsyncRing) -> None:
+    """A stream by number that paused, and whose number is another socket's by then, ends with EBADF."""
+    group = ring.register_buffer_ring(count=16, size=4)
+    left, right = socket.socketpair()
+    number = left.detach()
+    right.send(b"aaaabbbbccccdddd")
+    stream = ring.recv_multishot(number, group, max_pending=2)
+    for _ in range(5):
+        await ring.nop()
+    await ring.close(number)
+    ends = sorted(socket.socketpair(), key=lambda end: end.fileno() != number)
+    assert ends[0].fileno() == number
+    ends[1].send(b"mine")
+    with pytest.raises(OSError, match="Bad file descriptor|[Cc]ancel"):
+        while True:
+            with await anext(stream) as chunk:
+                assert bytes(chunk.view) != b"mine"
+    await stream.aclose()
+    assert ends[0].recv(10) == b"mine"
+    for end in (right, *ends):
+        end.close()
+
+
+async def test_a_pipe_is_refused(ring: aiouring.AsyncRing) -> None:
+    """What is no socket is refused, and no descriptor is left behind."""
+    group = ring.register_buffer_ring(count=4, size=64)
+    ends = os.pipe()
+    with pytest.raises(OSError, match="non-socket"):
+        ring.recv_multishot(ends[0], group)
+    for end in ends:
+        os.close(end)
+
+
+async def test_datagrams_stay_apart(ring: aiouring.AsyncRing) -> None:
+    """Datagrams that nobody took are the next receives', one each."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    group = ring.register_buffer_ring(count=8, size=64)
+    with left, right:
+        for message in (b"one", b"two", b"three"):
+            right.send(message)
+        async with ring.recv_multishot(left, group):
+            await ring.nop()
+        with await ring.recv(left, group) as chunk:
+            assert bytes(chunk.view) == b"one"
+        async with ring.recv_multishot(left, group) as stream:
+            for message in (b"two", b"three"):
+                with await anext(stream) as chunk:
+                    assert bytes(chunk.view) == message
+
+
+@pytest.mark.parametrize("end", ["aclose", "ring", "unregister", "cancel"])
+async def test_e1_ended_before_there_was_room(new_ring: RingFactory, end: str) -> None:
+    """Streams that found the submission queue full end like those that did not, whatever ends them."""
+    ring = await new_ring(entries=4)
+    group = ring.register_buffer_ring(count=4, size=64)
+    pairs = [socket.socketpair() for _ in range(12)]
+    streams = [ring.recv_multishot(left, group) for left, _ in pairs]
+    readers = [asyncio.ensure_future(anext(stream)) for stream in streams]
+    async with asyncio.timeout(10):
+        if end == "ring":
+            await ring.aclose()
+        elif end == "unregister":
+            group.unregister()
+        elif end == "cancel":
+            await asyncio.gather(*(ring.cancel(left) for left, _ in pairs))
+        else:
+            await asyncio.gather(*(stream.aclose() for stream in streams))
+        await asyncio.wait(readers)
+        for reader in readers:
+            expected = aiouring.RingClosedError if end in ("ring", "unregister") else OSError
+            assert isinstance(reader.exception(), expected), reader
+        for stream in streams:
+            await stream.aclose()
+    for left, right in pairs:
+        left.close()
+        right.close()
