@@ -306,6 +306,16 @@ class Driver(Turns):
                 timer.cancel()
         self.let_go()
 
+    def _deliver_all(self, count: int) -> None:
+        """Deliver where the loop may be closed: whoever should be woken will not run, and the walk goes on."""
+        for _ in range(count + 1):
+            try:
+                return self._deliver(count)
+            except RuntimeError:
+                if not self.loop.is_closed():
+                    raise
+        return None
+
     def _give_up(self) -> None:
         if self._emptied is not None and not self._emptied.done():
             self._emptied.set_result(None)
@@ -357,7 +367,8 @@ class Driver(Turns):
             for request in list(self.inflight.values()):
                 request.waiter = None
                 self.cancel_soon(request)
-            while (code := lib.au_ring_turn(self._raw, 0)) > 0:
+            while (code := lib.au_ring_turn(self._raw, 0)) > 0 or (code == 0 and self._cancels_due):
                 self._position = 0
-                self._deliver(code & ~lib.AU_AGAIN)
+                self._deliver_all(code & ~lib.AU_AGAIN)
+                self._fill_what_is_due()
         self.let_go()

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import warnings
 import weakref
 
 import pytest
@@ -14,6 +15,7 @@ from conftest import RingFactory, open_files
 
 import aiouring
 from aiouring._driver import GRAVEYARD
+from aiouring._setup import TaskRun
 
 
 async def test_b1_close_with_requests_in_flight(new_ring: RingFactory) -> None:
@@ -276,3 +278,45 @@ async def test_b10_callback_that_closes_the_ring(new_ring: RingFactory) -> None:
     await closing[0]
     with pytest.raises(aiouring.RingClosedError):
         await tasks[20]
+
+
+@pytest.mark.parametrize("waits", ["reader", "writer", "many"])
+def test_b4_dropped_after_the_loop_was_closed(profile: TaskRun, waits: str) -> None:
+    """A ring that is dropped when its loop is closed already lets go of everything, whoever was waiting."""
+    pairs = [socket.socketpair() for _ in range(12)]
+    before, buried = open_files(), len(GRAVEYARD)
+    loop = asyncio.SelectorEventLoop()
+
+    async def begin() -> list[object]:
+        ring = aiouring.AsyncRing(entries=4, task_run=profile)
+        group = ring.register_buffer_ring(count=4, size=64)
+        held: list[object] = [ring]
+        if waits == "writer":
+            connection = aiouring.Connection(ring, pairs[0][0].dup(), group)
+            connection.write(b"x" * 10_000_000)
+            held += [connection, asyncio.ensure_future(connection.send())]
+        else:
+            streams = [ring.recv_multishot(left, group) for left, _ in pairs[: 1 if waits == "reader" else 12]]
+            held += [*streams, *(asyncio.ensure_future(anext(stream)) for stream in streams[:1])]
+        for _ in range(5):
+            await ring.nop()
+        return held
+
+    held = loop.run_until_complete(begin())
+    loop.close()
+    pairs[0][1].send(b"x")
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        for thing in held:
+            if isinstance(thing, asyncio.Task):
+                thing._log_destroy_pending = False  # type: ignore[attr-defined]
+        del held, thing
+        gc.collect()
+        assert any("never closed" in str(warning.message) for warning in found)
+        found.clear()  # a warning keeps what it is about
+        gc.collect()
+    assert set(open_files()) <= set(before)
+    assert len(GRAVEYARD) == buried
+    for pair in pairs:
+        for end in pair:
+            end.close()
