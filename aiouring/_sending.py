@@ -143,12 +143,10 @@ class Sending:
         self.raw.wanted = min((wanted for wanted, _ in self._waiting), default=0)
 
     def _wake(self) -> None:
-        for _ in range(len(self._waiting)):
-            wanted, turn = self._waiting.popleft()
-            if self.raw.taken < wanted and not self.raw.failure:
-                self._waiting.append((wanted, turn))
-            else:
-                wake(turn)
+        for entry in list(self._waiting):
+            if self.raw.taken >= entry[0] or self.raw.failure:
+                wake(entry[1])
+                self._waiting.remove(entry)  # last: an interrupted step is taken again
         self._watch()
 
     def end(self) -> "asyncio.Future[int] | None":
