@@ -26,6 +26,7 @@ from aiouring._restrictions import Restrictions
 from aiouring._retired_buffers import RetiredBuffers
 from aiouring._ring import Completion
 from aiouring._synchronous_ring import Ring
+from aiouring._zero_copy_verbs import ZeroCopySent
 
 __version__ = "0.1.0"
 
@@ -65,5 +66,6 @@ __all__ = [
     "SubmissionFlags",
     "UnsupportedKernelError",
     "WrongContextError",
+    "ZeroCopySent",
     "probe",
 ]
