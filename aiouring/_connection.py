@@ -22,10 +22,11 @@ from aiouring._buffer_ring import BufferRing, ProvidedBuffer, end_of_stream
 from aiouring._errors import RingClosedError, kernel_error
 from aiouring._multishot import Receiving, most_pending
 from aiouring._sending import Sending
+from aiouring._uring import lib
 from aiouring._verbs import Bytes
 
 #: Bytes queued for sending above which `drain()` waits, and at which it goes on.
-HIGH_WATER = 64 * 1024
+HIGH_WATER = lib.AU_HIGH_WATER
 LOW_WATER = HIGH_WATER // 4
 
 
@@ -67,6 +68,7 @@ class Connection:
         number = self._socket.fileno()
         self._receiving = Receiving(driver, number, None, 0, group, high, keeps_boundaries=False)
         self._sending = Sending(driver, number, group)
+        self.write = self._sending.write  # type: ignore[method-assign]  # on every message's way: spare it a call
         self._gone: asyncio.Future[None] | None = None
         self._closed = False
 
@@ -117,8 +119,7 @@ class Connection:
 
     async def drain(self) -> None:
         """Wait while too much is queued for sending; raises `OSError` if sending has failed."""
-        raw = self._sending.raw
-        if raw.pending > HIGH_WATER or raw.failure:
+        if self._sending.raw.crowded:  # above HIGH_WATER, or failed
             await self._sending.below(LOW_WATER)
 
     async def send(self, *parts: Bytes) -> None:

@@ -68,6 +68,7 @@ class Receiving(Request):
         "_low",
         "_new_future",
         "_place",
+        "_raw_group",
         "_ready",
         "_retired",
         "_stopping",
@@ -87,6 +88,7 @@ class Receiving(Request):
         self._retired: Callable[[], object] | None = None
         self._new_future = driver.new_future
         self.group: BufferRing = group
+        self._raw_group = group.raw
         self._how = how
         total = high * group.size  # bytes that the kernel may receive before we look
         self._total = total if total < lib.AU_MAX_TRANSFER else 0  # 0 is no limit
@@ -184,12 +186,10 @@ class Receiving(Request):
 
     def arrived(self, result: int, flags: int) -> None:
         """A completion of this request.  Taking this step twice, after an interrupt, does no harm."""
-        if flags & _BUFFER and result <= 0:
-            self._return(flags)
-        elif flags & _BUFFER:
-            arrival = (result, flags)
+        if result > 0 and flags & _BUFFER:
             arrivals = self._arrivals
-            if _take(self.group.raw, flags >> _SHIFT) == 0 or arrival not in arrivals:
+            arrival = (result, flags)
+            if _take(self._raw_group, flags >> _SHIFT) == 0 or arrival not in arrivals:
                 arrivals.append(arrival)
             ready = self._ready
             if ready is not None and not ready.done():
@@ -200,6 +200,8 @@ class Receiving(Request):
                     self._stopping = True
                     self._driver.cancel_soon(self)
                 return
+        elif flags & _BUFFER:
+            self._return(flags)
         stopped, self._stopping = self._stopping, False
         self._over_for_the_kernel()
         if self.closing:

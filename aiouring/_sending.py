@@ -30,10 +30,22 @@ _WRONG_CONTEXT = (lib.AU_WRONG_THREAD, lib.AU_FORKED)
 class Sending:
     """Everything that is to be sent on one connection, in order."""
 
-    __slots__ = ("_driver", "_ended", "_failure", "_group", "_kept", "_lost", "_released", "_waiting", "raw")
+    __slots__ = (
+        "_driver",
+        "_ended",
+        "_failure",
+        "_group",
+        "_kept",
+        "_lost",
+        "_raw_group",
+        "_released",
+        "_waiting",
+        "raw",
+    )
 
     def __init__(self, driver: "Driver", fd: int, group: BufferRing) -> None:
         self._driver = driver
+        self._raw_group = group.raw
         self._group = group  # the group whose buffers the C core gives back; others are given back here
         self._kept: deque[Any] = deque()  # memory that the kernel may read, in the order in which it was written
         self._released = 0  # how much of that has been let go of, ever
@@ -68,7 +80,7 @@ class Sending:
                 data.hand_over()
             else:
                 data.ended = True  # the same, without the call
-            code = _add_buffer(self.raw, group.raw, data.number, data.length)
+            code = _add_buffer(self.raw, self._raw_group, data.number, data.length)
             if code:
                 self._refuse(code, data)
         else:
@@ -169,6 +181,7 @@ class Sending:
         self._failure = self._failure or error
         self._lost = True
         self.raw.failure = self.raw.failure or -errno.ECONNABORTED
+        self.raw.crowded = 1
         self._wake()
         if self._ended is not None:
             wake(self._ended, 0)

@@ -57,6 +57,7 @@ class CSender:
     watched: int
     in_flight: int
     failure: int
+    crowded: int
 
 class _FFI:
     CData: type
@@ -468,6 +469,7 @@ class _Lib:
     AU_GUARD_FD: Final[int]
     AU_SLOTS_AT_ONCE: Final[int]
     AU_RING_ENABLED: Final[int]
+    AU_HIGH_WATER: Final[int]
     AU_FIRST_SLOT: Final[int]
     AU_SLOT_FILLED: Final[int]
     AU_SLOT_MASK: Final[int]

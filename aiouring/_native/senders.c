@@ -95,6 +95,7 @@ static int add_part(au_sender *sender, struct au_part part)
     }
     *part_of(sender, sender->count++) = part;
     sender->pending += part.length;
+    sender->crowded = sender->pending > AU_HIGH_WATER;
     if (!sender->in_flight)
         queue_sender(sender);
     return 0;
@@ -142,6 +143,7 @@ int au_sender_drop(au_sender *sender, int failure)
         return rc;
     if (!sender->failure)
         sender->failure = failure;
+    sender->crowded = 1;
     if (!sender->in_flight) {
         while (sender->count)
             drop_first(sender);
@@ -245,6 +247,7 @@ static bool send_ended(au_ring *ring, au_sender *sender, int32_t result)
     }
     if (result <= 0 && result != -EAGAIN && result != -EINTR && !sender->failure)
         sender->failure = result ? result : -EPIPE;
+    sender->crowded = sender->failure || sender->pending > AU_HIGH_WATER;
     if (sender->failure) {
         while (sender->count)
             drop_first(sender);

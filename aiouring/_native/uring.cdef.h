@@ -8,6 +8,7 @@ enum au_rule {
 };
 
 enum { AU_AGAIN = ..., AU_EVENTS_MAX = ..., AU_GUARD_FD = ..., AU_SLOTS_AT_ONCE = ..., AU_RING_ENABLED = ... };
+enum { AU_HIGH_WATER = ... };
 enum { AU_FIRST_SLOT = ... };
 enum { AU_SLOT_FILLED = ... };
 enum { AU_SLOT_MASK = ..., AU_MAP_HUGETLB = ... };
@@ -45,7 +46,7 @@ typedef struct au_group {
 
 typedef struct au_sender {
     uint64_t number, pending, taken, wanted, memory_done;
-    int watched, in_flight, failure;
+    int watched, in_flight, failure, crowded;
     ...;
 } au_sender;
 

@@ -59,6 +59,7 @@ enum {
     AU_SLOTS_AT_ONCE = 64, /* distinct guarded descriptors per turn */
     AU_ROUNDS_MAX = 4,     /* times one turn looks again */
     AU_VECTOR_MAX = 16,    /* parts that one request of a sender sends */
+    AU_HIGH_WATER = 64 * 1024, /* bytes pending above which a sender is crowded */
     AU_SLOT_BITS = 16,     /* of a registered buffer's key that are its index, see buffers.c */
     AU_SLOT_MASK = (1 << AU_SLOT_BITS) - 1,
     AU_MAP_HUGETLB = MAP_HUGETLB,
@@ -173,6 +174,7 @@ typedef struct au_sender {
     uint64_t wanted;      /* where `watched`: an event is wanted when as many are */
     uint64_t memory_done; /* parts of the caller's memory that are free again, ever */
     int watched, in_flight, failure;
+    int crowded;          /* more is pending than AU_HIGH_WATER, or sending has failed: ask before writing more */
 
     int fd;
     au_ring *ring;
