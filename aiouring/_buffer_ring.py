@@ -192,9 +192,13 @@ class BufferRing(Home):
         await self._line.wait(ticket, owner)
 
     def join_line(self, ticket: int, owner: object) -> "asyncio.Future[None]":
-        """Wait as `wait_in_line()` does, by a future; whoever leaves cancels it."""
+        """Wait as `wait_in_line()` does, by a future."""
         self._admit(None)
         return self._line.join(ticket, owner)[1]
+
+    def leave_line(self, turn: "asyncio.Future[None]") -> None:
+        """Whoever joined the line does not wait any more."""
+        self._line.leave(turn)
 
     def _admit(self, on_empty: OnEmpty | None) -> None:
         """Refuse who would wait for nothing, or does not want to wait."""

@@ -60,7 +60,7 @@ class Line(Generic[T]):
         return self._tickets
 
     def join(self, ticket: int, owner: object) -> "tuple[int, asyncio.Future[T], object]":
-        """Stand in line; whoever leaves cancels the future."""
+        """Stand in line; whoever does not want to wait any more leaves, see `leave()`."""
         entry = (ticket, self._new_future(), owner)
         if not self.waiting or self.waiting[-1][0] < ticket:
             self.waiting.append(entry)
@@ -80,6 +80,14 @@ class Line(Generic[T]):
             elif turn.done() and not turn.cancelled() and turn.exception() is None:
                 self._returned(turn.result())  # handed over and cancelled in the same turn of the loop
             raise
+
+    def leave(self, turn: "asyncio.Future[T]") -> None:
+        """Whoever joined and does not want to wait any more leaves, and with it the place."""
+        turn.cancel()
+        for entry in self.waiting:
+            if entry[1] is turn:
+                self.waiting.remove(entry)
+                break
 
     def hand(self, thing: T) -> bool:
         """Hand `thing` to the first who still waits; False if there is nobody, or the loop is closed."""

@@ -301,7 +301,7 @@ class Receiving(Request):
         if not self.over:
             self._finish(why)
         if self._place is not None:
-            self._place.cancel()
+            self.group.leave_line(self._place)
         if self.armed:
             self._driver.cancel_soon(self)
 

@@ -234,3 +234,23 @@ async def test_fed_streams_queue_up_anew(ring: aiouring.AsyncRing) -> None:
         await stream.aclose()
         left.close()
         right.close()
+
+
+async def test_d6_who_leaves_the_line_leaves_no_place(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """Streams that are closed while they wait for a buffer are not counted as waiting any more."""
+    group = ring.register_buffer_ring(count=1, size=16)
+    pair[1].send(b"x")
+    with await ring.recv(pair[0], group):
+        others = [socket.socketpair() for _ in range(5)]
+        streams = [ring.recv_multishot(left, group) for left, _ in others]
+        for _, right in others:
+            right.send(b"y")
+        for _ in range(3):
+            await ring.nop()
+        assert group.statistics().waiting == 5
+        for stream in streams:
+            await stream.aclose()
+        assert group.statistics().waiting == 0
+    for left, right in others:
+        left.close()
+        right.close()
