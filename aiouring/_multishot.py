@@ -2,9 +2,10 @@
 
 How this fits together
 
-1. One multishot receive is armed per socket.  Each completion names a buffer of the group, which is *taken*
-   (lent, in the C core's books) at once and queued as two integers.  Whoever waits is woken, and makes the
-   buffer's lease when it runs: a reader that is cancelled has taken nothing, so nothing can be lost.
+1. One multishot receive is armed per socket.  Each completion names a buffer of the group, which the C core
+   *takes* (lends, in its books) in the turn that finds it; here it is queued as two integers.  Whoever waits is
+   woken, and makes the buffer's lease when it runs: a reader that is cancelled has taken nothing, so nothing can
+   be lost.
 2. A completion without F_MORE ends the kernel's request, error or not (KERNEL.md C4: a full completion queue
    ends it with data).  It is armed again at once, unless the stream is over or enough is queued.
 3. The kernel may receive as many bytes as `max_pending` buffers hold before we look, where it can be told so: one
@@ -40,6 +41,7 @@ _take = lib.au_group_take
 _RECV = lib.AU_OP_RECV
 _BUFFER = lib.AU_CQE_F_BUFFER
 _MORE = lib.AU_CQE_F_MORE
+_TAKEN = lib.AU_CQE_TAKEN
 _SHIFT = lib.AU_CQE_BUFFER_SHIFT
 
 
@@ -78,6 +80,7 @@ class Receiving(Request):
         "closing",
         "group",
         "over",
+        "tag",
     )
 
     def __init__(
@@ -89,6 +92,7 @@ class Receiving(Request):
         self._new_future = driver.new_future
         self.group: BufferRing = group
         self._raw_group = group.raw
+        self.tag = 1 << lib.AU_TAG_BIT | group.group_id << lib.AU_TAG_SHIFT
         self._how = how
         total = high * group.size  # bytes that the kernel may receive before we look
         self._total = total if total < lib.AU_MAX_TRANSFER else 0  # 0 is no limit
@@ -189,7 +193,9 @@ class Receiving(Request):
         if result > 0 and flags & _BUFFER:
             arrivals = self._arrivals
             arrival = (result, flags)
-            if _take(self._raw_group, flags >> _SHIFT) == 0 or arrival not in arrivals:
+            if not flags & _TAKEN:
+                _take(self._raw_group, flags >> _SHIFT)  # it came when the group was being unregistered
+            if not arrivals or arrivals[-1] != arrival:  # else this step is taken again
                 arrivals.append(arrival)
             ready = self._ready
             if ready is not None and not ready.done():

@@ -43,6 +43,8 @@ class Request:
     expected = 0
     #: The group a receive takes its buffer from.
     group: "BufferRing | None" = None
+    #: What the C core is to know of it by its user_data.
+    tag = 0
     #: Takes each completion of a request that has several, or that nobody awaits.
     arrived: "Callable[[int, int], None] | None" = None
 

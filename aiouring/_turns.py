@@ -296,7 +296,7 @@ class Turns:
         """
         if not self._usable:
             raise RingClosedError("the ring has been closed")
-        request.user_data = user_data = self.next_number()
+        request.user_data = user_data = self.next_number() | request.tag
         request.ended = False
         self.inflight[user_data] = request
         code = prepare(self._raw, user_data, *arguments)

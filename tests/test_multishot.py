@@ -254,3 +254,39 @@ async def test_d6_who_leaves_the_line_leaves_no_place(ring: aiouring.AsyncRing, 
     for left, right in others:
         left.close()
         right.close()
+
+
+async def test_several_groups_at_once(ring: aiouring.AsyncRing) -> None:
+    """Each stream's buffers are taken from its own group's books, whatever their numbers are."""
+    groups = [ring.register_buffer_ring(count=4, size=16, group_id=number) for number in (0, 7, 300)]
+    pairs = [socket.socketpair() for _ in groups]
+    streams = [ring.recv_multishot(left, group) for (left, _), group in zip(pairs, groups, strict=True)]
+    for number in range(10):
+        for (_, right), stream, group in zip(pairs, streams, groups, strict=True):
+            right.send(b"%d" % number)
+            with await anext(stream) as chunk:
+                assert bytes(chunk.view) == b"%d" % number
+                assert [other.statistics().in_use for other in groups] == [int(other is group) for other in groups]
+    for stream in streams:
+        await stream.aclose()
+    for left, right in pairs:
+        left.close()
+        right.close()
+
+
+async def test_d11_group_unregistered_while_chunks_are_queued(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """What had arrived is read, then the error; no buffer is lost in the books."""
+    group = ring.register_buffer_ring(count=4, size=4)
+    stream = ring.recv_multishot(pair[0], group, max_pending=4)
+    pair[1].send(b"aaaabbbb")
+    for _ in range(3):
+        await ring.nop()
+    group.unregister()
+    got = []
+    with pytest.raises(aiouring.RingClosedError):
+        async for chunk in stream:
+            with chunk:
+                got.append(bytes(chunk.view))
+    assert got == [b"aaaa", b"bbbb"]
+    assert group.statistics().in_use == 0
+    await stream.aclose()

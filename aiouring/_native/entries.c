@@ -241,16 +241,6 @@ int au_prepare_select(au_ring *ring, uint64_t user_data, int opcode, int fd, au_
     return 0;
 }
 
-/* A receive that stays armed; `total` bytes end it, 0 is no limit. */
-int au_prepare_multishot(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
-                         uint32_t total, uint64_t how)
-{
-    int rc = au_prepare_select(ring, user_data, opcode, fd, group, 0, 0, 0, how | AU_RECV_MULTISHOT << 16);
-    if (rc == 0)
-        ring->sqes[(ring->filled - 1) & ring->sq_mask].file_index = (int32_t)total; /* optlen, here */
-    return rc;
-}
-
 /* Into `file_index` goes 1 + a slot, 0 for an ordinary descriptor, or AU_FILE_INDEX_ALLOC.  Python says -1 for the
  * ordinary descriptor, and keeps the ownership of slots: which may be filled, and which is about to be. */
 static bool slot_fits(const au_ring *ring, int64_t slot, uint32_t count)

@@ -65,6 +65,37 @@ static void add_buffer(au_group *group, uint32_t buffer_id)
     group->unpublished++;
 }
 
+/* Let turns find the group by its id. */
+static int enter_in_table(au_group *group)
+{
+    au_ring *ring = group->ring;
+    if (group->group_id >= ring->group_slots) {
+        uint32_t slots = group->group_id + 1u;
+        au_group **table = realloc(ring->group_table, slots * sizeof *table);
+        if (!table)
+            return -ENOMEM;
+        memset(table + ring->group_slots, 0, (slots - ring->group_slots) * sizeof *table);
+        ring->group_table = table;
+        ring->group_slots = slots;
+    }
+    ring->group_table[group->group_id] = group;
+    return 0;
+}
+
+/* The group that a multishot receive's user_data names, or NULL; then nobody has taken the buffer. */
+static au_group *group_of(const au_ring *ring, uint64_t user_data)
+{
+    uint32_t group_id = (uint16_t)(user_data >> AU_TAG_SHIFT);
+    return user_data >> AU_TAG_BIT == 1 && group_id < ring->group_slots ? ring->group_table[group_id] : NULL;
+}
+
+static void leave_table(au_group *group)
+{
+    au_ring *ring = group->ring;
+    if (group->group_id < ring->group_slots && ring->group_table[group->group_id] == group)
+        ring->group_table[group->group_id] = NULL;
+}
+
 int au_group_register(au_group *group)
 {
     struct au_buf_reg reg = {.ring_addr = (uint64_t)(uintptr_t)group->entries,
@@ -88,6 +119,7 @@ int au_group_unregister(au_group *group)
     if (rc < 0 && rc != AU_CLOSED)
         return rc;
     group->registered = 0;
+    leave_table(group);
     for (au_group **link = &group->ring->unpublished; *link; link = &(*link)->next_unpublished) {
         if (*link == group) {
             *link = group->next_unpublished;
@@ -216,4 +248,18 @@ void au_group_close(au_group *group)
         munmap(group->entries, group->entries_bytes); /* a child never had this mapping */
     group->entries = NULL;
     group->registered = 0;
+}
+
+/* A receive that stays armed; `total` bytes end it, 0 is no limit. */
+int au_prepare_multishot(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
+                         uint32_t total, uint64_t how)
+{
+    int rc = group->ring == ring ? au_ring_check(ring) : AU_BAD_INDEX;
+    if (rc == 0 && group->registered)
+        rc = enter_in_table(group);
+    if (rc == 0)
+        rc = au_prepare_select(ring, user_data, opcode, fd, group, 0, 0, 0, how | AU_RECV_MULTISHOT << 16);
+    if (rc == 0)
+        ring->sqes[(ring->filled - 1) & ring->sq_mask].file_index = (int32_t)total; /* optlen, here */
+    return rc;
 }

@@ -93,6 +93,9 @@ static void let_go(au_ring *ring)
     close_eventfds(ring);
     free(ring->guard_of);
     free(ring->sender_table);
+    free(ring->group_table);
+    ring->group_table = NULL;
+    ring->group_slots = 0;
     free(ring->slots);
     ring->slots = NULL;
     ring->slot_count = 0;

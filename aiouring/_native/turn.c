@@ -67,6 +67,11 @@ static uint32_t drain(au_ring *ring)
         event[0] = (int64_t)user_data;
         event[1] = cqe->res;
         event[2] = cqe->flags;
+        if (cqe->flags & AU_CQE_F_BUFFER && cqe->res > 0) {
+            au_group *group = group_of(ring, user_data);
+            if (group && au_group_take(group, cqe->flags >> AU_CQE_BUFFER_SHIFT) == 0)
+                event[2] |= AU_CQE_TAKEN;
+        }
     }
     uint32_t drained = head - *ring->cq_head;
     store(ring->cq_head, head);

@@ -8,7 +8,7 @@ enum au_rule {
 };
 
 enum { AU_AGAIN = ..., AU_EVENTS_MAX = ..., AU_GUARD_FD = ..., AU_SLOTS_AT_ONCE = ..., AU_RING_ENABLED = ... };
-enum { AU_HIGH_WATER = ... };
+enum { AU_HIGH_WATER = ..., AU_TAG_BIT = ..., AU_TAG_SHIFT = ..., AU_CQE_TAKEN = ... };
 enum { AU_FIRST_SLOT = ... };
 enum { AU_SLOT_FILLED = ... };
 enum { AU_SLOT_MASK = ..., AU_MAP_HUGETLB = ... };

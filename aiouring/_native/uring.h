@@ -65,6 +65,11 @@ enum {
     AU_MAP_HUGETLB = MAP_HUGETLB,
 };
 
+/* A multishot receive's user_data has its group in it, so that the buffer which a completion names is taken (lent) in
+ * the turn that finds the completion, without a call from Python: bit AU_TAG_BIT, and the group's id from
+ * AU_TAG_SHIFT on.  AU_CQE_TAKEN, in the flags handed over, says that it was. */
+enum { AU_TAG_BIT = 62, AU_TAG_SHIFT = 40, AU_CQE_TAKEN = 1 << 12 };
+
 /* Where a slot of the table of registered files stands in for a descriptor, its number is this plus the slot's
  * index: negative, so that no system call can take slot 5 for descriptor 5. */
 enum { AU_FIRST_SLOT = INT32_MIN };
@@ -107,6 +112,8 @@ typedef struct au_ring {
     struct guard guards[AU_SLOTS_AT_ONCE];
     uint8_t *guard_of; /* for each submission entry: 1 + its guard, or 0 */
     struct au_group *unpublished;
+    struct au_group **group_table; /* by id, from the first multishot receive of a group on */
+    uint32_t group_slots;
     struct au_sender *senders, *last_sender; /* those with something new, first come first served */
     struct au_sender **sender_table;
     uint32_t sender_slots;
