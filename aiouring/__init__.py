@@ -4,6 +4,7 @@ from aiouring._abi import CompletionFlags, Features, Opcode, Registration, Setup
 from aiouring._async_ring import AsyncRing, RingStatistics
 from aiouring._buffer_ring import BufferRing, BufferRingStatistics, ProvidedBuffer
 from aiouring._connection import Connection, ConnectionStatistics
+from aiouring._default_ring import default_group, default_ring
 from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._errors import (
     AioUringError,
@@ -67,5 +68,7 @@ __all__ = [
     "UnsupportedKernelError",
     "WrongContextError",
     "ZeroCopySent",
+    "default_group",
+    "default_ring",
     "probe",
 ]
