@@ -20,6 +20,8 @@ from typing import Any, Self
 from aiouring._async_ring import AsyncRing
 from aiouring._buffer_ring import BufferRing, ProvidedBuffer, end_of_stream
 from aiouring._errors import RingClosedError, kernel_error
+from aiouring._framing import LIMIT, Framing
+from aiouring._lease import Lease
 from aiouring._multishot import Receiving, most_pending
 from aiouring._sending import Sending
 from aiouring._uring import lib
@@ -69,6 +71,7 @@ class Connection:
         self._receiving = Receiving(driver, number, None, 0, group, high, keeps_boundaries=False)
         self._sending = Sending(driver, number, group)
         self.write = self._sending.write  # type: ignore[method-assign]  # on every message's way: spare it a call
+        self._framing: Framing | None = None
         self._gone: asyncio.Future[None] | None = None
         self._closed = False
 
@@ -98,10 +101,45 @@ class Connection:
             ResourceBusyError: another task is receiving.
             BuffersExhaustedError: the group is empty, and was registered with on_empty="raise".
         """
+        if self._framing is not None:
+            self._framing.check_free()
         try:
             return await self._receiving.__anext__()
         except StopAsyncIteration:
             return end_of_stream()
+
+    async def receive_exactly(self, count: int) -> bytes:
+        """The next `count` bytes, as a copy.
+
+        Cancelling it loses nothing: what it had gathered is what the next receive, of any kind, begins with.  So it
+        is after an `OSError`.
+
+        Raises:
+            asyncio.IncompleteReadError: the stream ended before; what there was is its `partial`.
+            OSError, ResourceBusyError, BuffersExhaustedError: as `receive()`.
+        """
+        return await self.framing().exactly(count)
+
+    async def receive_until(self, separator: bytes, *, limit: int = LIMIT) -> bytes:
+        """The next bytes up to `separator` and with it, as a copy.  Cancelling it loses nothing, see above.
+
+        Args:
+            separator: one or more bytes.
+            limit: how many bytes may come before it.
+
+        Raises:
+            asyncio.LimitOverrunError: more came before it; all of it can still be received.
+            asyncio.IncompleteReadError: the stream ended before; what there was is its `partial`.
+            OSError, ResourceBusyError, BuffersExhaustedError: as `receive()`.
+        """
+        return await self.framing().until(separator, limit)
+
+    def framing(self) -> Framing:
+        """What framed receives go through; for adapters."""
+        framing = self._framing
+        if framing is None:
+            framing = self._framing = Framing(self._receiving)
+        return framing
 
     # ---- sending -------------------------------------------------------------------------------
 
@@ -122,13 +160,22 @@ class Connection:
         if self._sending.raw.crowded:  # above HIGH_WATER, or failed
             await self._sending.below(LOW_WATER)
 
-    async def send(self, *parts: Bytes) -> None:
+    async def send(self, *parts: Bytes | list[Bytes] | tuple[Bytes, ...]) -> None:
         """Write all `parts`, and wait until the kernel has taken everything written so far.
 
+        A list or tuple is taken as the parts it holds.  What others send meanwhile comes before or after all of them.
         Cancelling it takes nothing back: what was written is still sent.
+
+        Raises:
+            TypeError: one of them has no bytes; none of them is written.
+            OSError and others: as `write()`.
         """
-        for part in parts:
-            self._sending.write(part)
+        pieces = [piece for part in parts for piece in (part if isinstance(part, list | tuple) else (part,))]
+        for piece in pieces:
+            if not isinstance(piece, bytes | Lease):
+                memoryview(piece).release()  # raises where there are no bytes
+        for piece in pieces:
+            self._sending.write(piece)
         await self._sending.below(0)
 
     async def send_eof(self) -> None:

@@ -34,10 +34,19 @@ FLOORS = [
         "_synchronous_registrations",
         "_synchronous_ring",
     ],
-    ["_connection", "_default_ring"],
+    ["_framing", "_connection", "_default_ring"],
     ["__init__", "__main__"],
 ]
-MAY_KNOW_ASYNCIO = {"_turns", "_driver", "_multishot", "_sending", "_async_ring", "_connection", "_default_ring"}
+MAY_KNOW_ASYNCIO = {
+    "_turns",
+    "_driver",
+    "_multishot",
+    "_sending",
+    "_async_ring",
+    "_framing",
+    "_connection",
+    "_default_ring",
+}
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 70
 
