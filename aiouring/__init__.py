@@ -19,6 +19,7 @@ from aiouring._errors import (
 )
 from aiouring._fixed_buffer import FixedBuffer, RegisteredBuffersStatistics
 from aiouring._memory_region import MemoryRegion
+from aiouring._opening import open_connection, open_unix_connection
 from aiouring._probe import Probe, probe
 from aiouring._receive_stream import ReceiveStream
 from aiouring._registered_buffers import RegisteredBuffers
@@ -70,5 +71,7 @@ __all__ = [
     "ZeroCopySent",
     "default_group",
     "default_ring",
+    "open_connection",
+    "open_unix_connection",
     "probe",
 ]
