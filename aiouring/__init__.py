@@ -27,6 +27,7 @@ from aiouring._registered_files import RegisteredFiles, RegisteredFilesStatistic
 from aiouring._restrictions import Restrictions
 from aiouring._retired_buffers import RetiredBuffers
 from aiouring._ring import Completion
+from aiouring._server import Server, start_server
 from aiouring._synchronous_ring import Ring
 from aiouring._zero_copy_verbs import ZeroCopySent
 
@@ -64,6 +65,7 @@ __all__ = [
     "RingClosedError",
     "RingStatistics",
     "RingUnavailableError",
+    "Server",
     "SetupFlags",
     "SubmissionFlags",
     "UnsupportedKernelError",
@@ -74,4 +76,5 @@ __all__ = [
     "open_connection",
     "open_unix_connection",
     "probe",
+    "start_server",
 ]

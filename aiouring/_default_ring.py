@@ -91,6 +91,7 @@ def ring_and_group(ring: AsyncRing | None, group: BufferRing | None) -> tuple[As
     if group is not None and not isinstance(group, BufferRing):
         raise TypeError(f"group= is a BufferRing from register_buffer_ring(), not {type(group).__name__}")
     ring = ring or default_ring()
+    ring._bound().check()
     if group is None:
         return ring, default_group(ring)
     if group._ring is not ring._ring:

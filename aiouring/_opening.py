@@ -107,9 +107,8 @@ async def open_unix_connection(
 async def _connect(ring: AsyncRing, info: AddressInfo, sources: list[AddressInfo] | None) -> socket.socket:
     """A socket that is connected to one address, from one of `sources`."""
     family, kind, proto, _, address = info
-    sock = socket.socket(family, kind, proto)
+    sock = socket.socket(family, kind, proto)  # blocking, so that the kernel waits: for room in a Unix backlog, say
     try:
-        sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
         send_at_once(sock)
         if sources is not None:
             _bind(sock, [source[4] for source in sources if source[0] == family])

@@ -117,6 +117,9 @@ async def test_rings_and_groups_that_do_not_belong_together(new_ring: RingFactor
         ring_and_group(1, group)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="not str"):
         ring_and_group(ring, "group")  # type: ignore[arg-type]
+    await other.aclose()
+    with pytest.raises(aiouring.RingClosedError):
+        ring_and_group(other, None)
 
 
 async def test_it_is_unavailable_where_rings_are(monkeypatch: pytest.MonkeyPatch) -> None:

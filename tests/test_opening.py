@@ -4,9 +4,11 @@ import asyncio
 import errno
 import os
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from conftest import workers
 
 import aiouring
 from aiouring import AsyncRing, BufferRing, Connection, open_connection, open_unix_connection
@@ -166,6 +168,28 @@ async def test_cancelled(ring: AsyncRing, monkeypatch: pytest.MonkeyPatch) -> No
         for filler in fillers:
             filler.close()
     assert ring.statistics().in_flight == 0
+
+
+async def test_a_full_unix_backlog(ring: AsyncRing, tmp_path: Path) -> None:
+    """While nobody accepts, the attempt waits in the kernel; it can be cancelled, and goes on when there is room."""
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener, ExitStack() as stack:
+        listener.bind(path)
+        listener.listen(0)
+        with pytest.raises(BlockingIOError):
+            while True:
+                filler = stack.enter_context(socket.socket(socket.AF_UNIX))
+                filler.setblocking(False)
+                filler.connect(path)
+        attempts = [asyncio.ensure_future(open_unix_connection(path, ring=ring)) for _ in range(2)]
+        while len(workers()) < 2:  # on its way there, the kernel does not find a request that is to be cancelled
+            await asyncio.sleep(0)
+        attempts[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await attempts[0]
+        assert not attempts[1].done()
+        listener.accept()[0].close()
+        await (await attempts[1]).aclose()
 
 
 async def test_what_is_refused(ring: AsyncRing) -> None:
