@@ -28,6 +28,7 @@ from aiouring._restrictions import Restrictions
 from aiouring._retired_buffers import RetiredBuffers
 from aiouring._ring import Completion
 from aiouring._server import Server, start_server
+from aiouring._stream_adapter import StreamReader, StreamWriter
 from aiouring._synchronous_ring import Ring
 from aiouring._zero_copy_verbs import ZeroCopySent
 
@@ -67,6 +68,8 @@ __all__ = [
     "RingUnavailableError",
     "Server",
     "SetupFlags",
+    "StreamReader",
+    "StreamWriter",
     "SubmissionFlags",
     "UnsupportedKernelError",
     "WrongContextError",

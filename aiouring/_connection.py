@@ -211,12 +211,18 @@ class Connection:
         self._sending.drop(error)
         self._receiving.stop(error)
         ends = [self._receiving.end(), self._sending.end()]
-        self._gone = self._driver.new_future()
+        self._gone = self._gone or self._driver.new_future()
         self._unended = [end for end in ends if end is not None]
         for end in self._unended:
             end.add_done_callback(self._ended)
         if not self._unended:
             self._close_socket()
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection has been closed, by whomever; `aclose()` closes it."""
+        if self._gone is None:
+            self._gone = self._driver.new_future()
+        await asyncio.shield(self._gone)
 
     def _ended(self, end: "asyncio.Future[int]") -> None:
         self._unended.remove(end)

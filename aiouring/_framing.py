@@ -114,6 +114,12 @@ class Framing:
         finally:
             self._end()
 
+    def take_unread(self, count: int | None = None) -> bytes:
+        """The first `count` of the unread bytes, or all, at once."""
+        data = self._take(len(self.unread) if count is None else count)
+        self._settle()
+        return data
+
     def check_free(self) -> None:
         """Raise where a task is in one of the methods above: two would share the bytes in an undefined way."""
         if self.busy:

@@ -16,19 +16,18 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
-from typing import Self
+from typing import Self, cast
 
 from aiouring._async_ring import AsyncRing
 from aiouring._buffer_ring import BufferRing
 from aiouring._connection import Connection
 from aiouring._default_ring import ring_and_group
 from aiouring._errors import RingClosedError
+from aiouring._framing import LIMIT
 from aiouring._listening import Hosts, UnixListener, listen, listen_on
+from aiouring._stream_adapter import Handler, StreamHandler, on_streams
 
 log = logging.getLogger("aiouring")
-
-Handler = Callable[[Connection], Awaitable[object]]
 
 #: What accept(2) reports while the machine is short of something, and the pauses then, in seconds.
 _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -253,7 +252,7 @@ def _is_goodbye(error: Exception) -> bool:
 
 
 async def start_server(
-    handler: Handler,
+    handler: Handler | StreamHandler,
     host: Hosts = None,
     port: int | str | None = None,
     *,
@@ -268,6 +267,8 @@ async def start_server(
     reuse_address: bool = True,
     reuse_port: bool = False,
     start_serving: bool = True,
+    streams: bool = False,
+    limit: int = LIMIT,
 ) -> Server:
     """Listen, and serve each connection with `handler(connection)`, in a task of its own.
 
@@ -275,7 +276,7 @@ async def start_server(
     exception handler.
 
     Args:
-        handler: an `async` function of one `Connection`.
+        handler: an `async` function of one `Connection`; or, with `streams=True`, one for `asyncio.start_server()`.
         host: one host, several, or None for all interfaces.  Each address has a socket of its own.
         port: a number, 0 for free ones, or a service's name.
         sock: instead of a host, a bound stream socket, which the server takes over and closes.
@@ -290,6 +291,8 @@ async def start_server(
         reuse_address: SO_REUSEADDR: listen although old connections to the port are still being forgotten.
         reuse_port: SO_REUSEPORT: let several processes listen on the port; the kernel shares out the connections.
         start_serving: whether to accept at once, or after `Server.start_serving()`.
+        streams: whether the handler is called with a `StreamReader` and a `StreamWriter`, as asyncio's are.
+        limit: bytes that those readers take for a line.
 
     Raises:
         OSError: nobody can listen there; the text says where.
@@ -299,6 +302,7 @@ async def start_server(
     """
     if not callable(handler):
         raise TypeError(f"a handler is an async function of a Connection, not {type(handler).__name__}")
+    serve = on_streams(cast("StreamHandler", handler), limit) if streams else cast("Handler", handler)
     given = [host is not None or port is not None, sock is not None, path is not None]
     if sum(given) != 1:
         raise ValueError("a server listens on a host and port, or on sock=, or on path=: give exactly one of these")
@@ -319,7 +323,7 @@ async def start_server(
             reuse_address=reuse_address,
             reuse_port=reuse_port,
         )
-    server = Server(ring, group, handler, listeners, unix, max_pending)
+    server = Server(ring, group, serve, listeners, unix, max_pending)
     if start_serving:
         await server.start_serving()
     return server

@@ -34,7 +34,7 @@ FLOORS = [
         "_synchronous_registrations",
         "_synchronous_ring",
     ],
-    ["_framing", "_connection", "_default_ring", "_opening", "_listening", "_server"],
+    ["_framing", "_connection", "_default_ring", "_opening", "_listening", "_stream_adapter", "_server"],
     ["__init__", "__main__"],
 ]
 MAY_KNOW_ASYNCIO = {"_turns", "_driver", "_multishot", "_sending", "_async_ring", *FLOORS[-2]}

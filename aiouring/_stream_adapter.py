@@ -1,0 +1,237 @@
+"""Owns `StreamReader` and `StreamWriter`: the faces of asyncio's streams on a `Connection`.
+
+A handler that was written for `asyncio.start_server()` works on them as it is.  Where they differ, they lose less:
+a read that is cancelled, and what came before an error, can still be read.
+"""
+
+import asyncio
+import contextlib
+import errno
+import inspect
+import socket
+from asyncio.trsock import TransportSocket
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Self
+
+from aiouring._connection import Connection
+from aiouring._errors import RingClosedError
+from aiouring._framing import LIMIT
+from aiouring._verbs import Bytes
+
+
+def _failure(connection: Connection) -> OSError | None:
+    """What the kernel says has become of the connection; closing it is no failure."""
+    failure = connection._receiving._failure
+    return failure if isinstance(failure, OSError) and not connection._closed else None
+
+
+class StreamReader:
+    """What `asyncio.StreamReader` is to its users, on a `Connection`.
+
+    Args:
+        connection: read by nobody else.
+        limit: bytes that may come before a separator.
+
+    Nothing is read ahead of the connection's `max_pending` chunks.  One who reads while the connection is closed gets
+    the end of the stream, as with asyncio.  Since Linux 6.0.
+    """
+
+    def __init__(self, connection: Connection, *, limit: int = LIMIT) -> None:
+        if limit < 1:
+            raise ValueError(f"limit={limit} is less than 1")
+        self._connection = connection
+        self._framing = connection.framing()
+        self._limit = limit
+
+    def __repr__(self) -> str:
+        return f"<StreamReader of {self._connection!r}>"
+
+    async def read(self, n: int = -1) -> bytes:
+        """What is there, at least one byte and at most `n`; with -1 everything to the end; empty at the end."""
+        if n == 0:
+            return b""
+        try:
+            return await (self._framing.rest() if n < 0 else self._framing.some(n))
+        except ConnectionAbortedError as error:
+            return self._what_is_left(error)
+
+    async def readexactly(self, n: int) -> bytes:
+        """The next `n` bytes; raises `asyncio.IncompleteReadError` at the end of the stream."""
+        if n < 0:
+            raise ValueError("readexactly size can not be less than zero")
+        try:
+            return await self._framing.exactly(n)
+        except ConnectionAbortedError as error:
+            raise asyncio.IncompleteReadError(self._what_is_left(error), n) from None
+
+    async def readuntil(self, separator: bytes = b"\n") -> bytes:
+        """The next bytes up to `separator`, and with it.
+
+        Raises `asyncio.LimitOverrunError`, which consumes nothing, and `asyncio.IncompleteReadError`.
+        """
+        try:
+            return await self._framing.until(separator, self._limit)
+        except ConnectionAbortedError as error:
+            raise asyncio.IncompleteReadError(self._what_is_left(error), None) from None
+
+    async def readline(self) -> bytes:
+        """The next line with its end; without, or empty, at the end of the stream.
+
+        Raises `ValueError` where a line is longer than `limit`; it is gone, or what had come of it.
+        """
+        try:
+            return await self.readuntil(b"\n")
+        except asyncio.IncompleteReadError as error:
+            return error.partial
+        except asyncio.LimitOverrunError as error:
+            whole = self._framing.unread.startswith(b"\n", error.consumed)
+            self._framing.take_unread(error.consumed + 1 if whole else None)
+            raise ValueError(error.args[0]) from None
+
+    def at_eof(self) -> bool:
+        """Whether the end of the stream has come, and everything before it was read."""
+        receiving = self._connection._receiving
+        return receiving.over and not receiving.pending and _failure(self._connection) is None
+
+    def exception(self) -> OSError | None:
+        """What became of the connection, if it was lost."""
+        return _failure(self._connection)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next line."""
+        line = await self.readline()
+        if not line:
+            raise StopAsyncIteration
+        return line
+
+    def _what_is_left(self, error: ConnectionAbortedError) -> bytes:
+        """Reading was aborted: if it was we who closed the connection, that is the end of the stream."""
+        if not self._connection._closed:
+            raise error
+        return self._framing.take_unread()
+
+
+class StreamWriter:
+    """What `asyncio.StreamWriter` is to its users, on a `Connection`; `transport` is the writer itself.
+
+    As with asyncio, `write()` after the connection was lost does nothing, and `drain()` raises.  `wait_closed()` does
+    not raise.  Since Linux 6.0.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._loop = connection._driver.loop
+        self._end_of_writing: asyncio.Task[None] | bool = False
+        self._closing: asyncio.Task[None] | None = None
+        sock = connection._socket
+        self._extra: dict[str, Any] = {"socket": TransportSocket(sock), "peername": None, "sockname": None}
+        with contextlib.suppress(OSError):
+            self._extra["sockname"] = sock.getsockname()
+        with contextlib.suppress(OSError):
+            self._extra["peername"] = sock.getpeername()
+
+    def __repr__(self) -> str:
+        return f"<StreamWriter of {self._connection!r}>"
+
+    @property
+    def transport(self) -> Self:
+        """The writer, which has what handlers use of a transport, `abort()` and `get_write_buffer_size()` included."""
+        return self
+
+    def write(self, data: Bytes) -> None:
+        """Queue bytes to be sent; never waits, see `drain()`."""
+        if self._end_of_writing:
+            raise RuntimeError("Cannot call write() after write_eof()")
+        with contextlib.suppress(OSError, RingClosedError):  # it was lost: drain() tells
+            self._connection.write(data)
+
+    def writelines(self, data: Iterable[Bytes]) -> None:
+        """Queue all of `data` to be sent."""
+        for part in data:
+            self.write(part)
+
+    async def drain(self) -> None:
+        """Wait while too much is queued for sending; raises `OSError` if the connection was lost or closed."""
+        failure = _failure(self._connection)
+        if failure is not None:
+            raise failure
+        if self.is_closing():
+            await asyncio.sleep(0)
+        if self._connection._closed:
+            raise ConnectionResetError(errno.ECONNRESET, "Connection lost")
+        await self._connection.drain()
+
+    def can_write_eof(self) -> bool:
+        """True: TCP and Unix sockets can be half-closed."""
+        return True
+
+    def write_eof(self) -> None:
+        """Send what is queued, then the end of the stream; reading goes on.  Idempotent."""
+        if self._end_of_writing or self.is_closing():
+            return
+        if self._connection.statistics().to_send:
+            self._end_of_writing = self._loop.create_task(self._send_eof())
+        else:
+            self._end_of_writing = True
+            with contextlib.suppress(OSError):
+                self._connection._socket.shutdown(socket.SHUT_WR)
+
+    async def _send_eof(self) -> None:
+        with contextlib.suppress(OSError, RingClosedError):  # it was lost, or closed meanwhile
+            await self._connection.send_eof()
+
+    def close(self) -> None:
+        """Send what is queued, then close; does not wait, see `wait_closed()`.  Idempotent."""
+        if not self.is_closing():
+            self._closing = self._loop.create_task(self._connection.aclose())
+
+    def abort(self) -> None:
+        """Close without sending what is queued; idempotent."""
+        self._connection.abort()
+
+    def is_closing(self) -> bool:
+        """Whether the connection is closed, or being closed."""
+        return self._closing is not None or self._connection._closed
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is closed."""
+        await self._connection.wait_closed()
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that are queued for sending."""
+        return self._connection.statistics().to_send
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """What is known by `name`: "peername", "sockname", or "socket", to look at and for its options."""
+        return self._extra.get(name, default)
+
+
+Handler = Callable[[Connection], Awaitable[object]]
+StreamHandler = Callable[[StreamReader, StreamWriter], Awaitable[object] | None]
+
+
+def on_streams(handler: StreamHandler, limit: int = LIMIT) -> Handler:
+    """A connection's handler that calls one which was written for `asyncio.start_server()`.
+
+    As with asyncio, a plain function returns at once and closes the writer when it likes.  When a coroutine ends, the
+    connection is closed, and what was written before is sent, although it may have raised.
+    """
+    if limit < 1:
+        raise ValueError(f"limit={limit} is less than 1")
+
+    async def serve(connection: Connection) -> None:
+        """One connection's life."""
+        serving = handler(StreamReader(connection, limit=limit), StreamWriter(connection))
+        try:
+            if inspect.isawaitable(serving):
+                await serving
+            else:
+                await connection.wait_closed()
+        except Exception:
+            await connection.aclose()
+            raise
+
+    return serve
