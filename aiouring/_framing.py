@@ -7,6 +7,7 @@ receive they stand, as one element, where `Receiving` looks first; a stream that
 
 from asyncio import IncompleteReadError, LimitOverrunError
 from collections import deque
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from aiouring._buffer_ring import ProvidedBuffer, private_copy
@@ -56,7 +57,7 @@ class Framing:
 
     async def exactly(self, count: int) -> bytes:
         """The next `count` bytes."""
-        if count < 0:
+        if index(count) < 0:
             raise ValueError(f"count={count} is negative")
         self._begin()
         try:
@@ -69,6 +70,8 @@ class Framing:
 
     async def until(self, separator: bytes, limit: int) -> bytes:
         """The next bytes up to `separator`, and with it; no more than `limit` may come before it."""
+        if not isinstance(separator, bytes | bytearray | memoryview):
+            raise TypeError(f"a separator is bytes, not {type(separator).__name__}")
         if not separator:
             raise ValueError("the separator is empty")
         if limit < 1:
