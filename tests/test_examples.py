@@ -307,6 +307,41 @@ def test_echo_check_notices(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert text in outcome.failure, outcome
 
 
+# ---- echo_processes.py ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_processes_share_a_port(number: signal.Signals) -> None:
+    """Two processes serve one port, each some of the connections; all end when the first is told to."""
+    with ExitStack() as stack:
+        process = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-W", "error", str(EXAMPLES / "echo_processes.py"), "--processes", "2", "--port", "0"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        stack.callback(process.kill)
+        assert process.stdout is not None
+        found = [re.fullmatch(r"process (\d+) listens on port (\d+)\n", process.stdout.readline()) for _ in range(2)]
+        pids = [int(line[1]) for line in found if line]
+        ports = {int(line[2]) for line in found if line}
+        assert len(set(pids)) == 2, process.stderr and process.stderr.read()
+        assert len(ports) == 1
+        before = [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+        connections = [stack.enter_context(connect(("127.0.0.1", min(ports)))) for _ in range(64)]
+        for connection in connections:
+            assert echoes(connection, b"hello")
+        served = [len(os.listdir(f"/proc/{pid}/fd")) - old for pid, old in zip(pids, before, strict=True)]
+        assert sum(served) == 64
+        assert all(served), served
+        process.send_signal(number)
+        assert all(connection.recv(1) == b"" for connection in connections)
+        assert process.communicate(timeout=20) == ("", "")
+        assert process.returncode == 0
+
+
 # ---- copy_file.py --------------------------------------------------------------------------------------
 
 

@@ -39,15 +39,26 @@ def test_the_program_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out.strip() == Path("/etc/os-release").read_text().strip()
 
 
+def listens(port: int) -> bool:
+    """Whether a server listens on a port of IPv4."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()
+    return any(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A" for line in lines)
+
+
 async def test_the_echo_works() -> None:
     """The server of the second block echoes on many connections."""
     names: dict[str, Any] = {"aiouring": aiouring, "asyncio": asyncio}
     exec(compile(blocks("python")[1], "README.md", "exec"), names)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setblocking(False)
-        serving = asyncio.create_task(names["serve"](listener))
+    with socket.socket() as reserved:  # a port that nobody else will be given
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        address = reserved.getsockname()
+        serving = asyncio.create_task(names["serve"](*address))
+        async with asyncio.timeout(10):
+            while not listens(address[1]):
+                await asyncio.sleep(0)
         for number in range(20):
-            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            reader, writer = await asyncio.open_connection(*address)
             writer.write(b"message %d" % number)
             writer.write_eof()
             assert await reader.read() == b"message %d" % number
@@ -56,3 +67,4 @@ async def test_the_echo_works() -> None:
         serving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await serving
+    await aiouring.default_ring().aclose()
