@@ -25,12 +25,14 @@ from aiouring._registered_files import RegisteredFiles, RegisteredFilesStatistic
 from aiouring._restrictions import Restrictions
 from aiouring._retired_buffers import RetiredBuffers
 from aiouring._ring import Completion
+from aiouring._standing_streams import AcceptStream
 from aiouring._synchronous_ring import Ring
 from aiouring._zero_copy_verbs import ZeroCopySent
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AcceptStream",
     "AioUringError",
     "AsyncRing",
     "BufferRing",

@@ -18,6 +18,7 @@ from aiouring._direct_verbs import DirectVerbs, close_slot
 from aiouring._driver import Driver
 from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._file_verbs import FileVerbs
+from aiouring._listener_verbs import ListenerVerbs
 from aiouring._registration_verbs import RegistrationVerbs
 from aiouring._request import Close, Request, Timeout
 from aiouring._restrictions import Restrictions
@@ -31,6 +32,7 @@ from aiouring._zero_copy_verbs import ZeroCopyVerbs
 
 if TYPE_CHECKING:
     from aiouring._multishot import Receiving
+    from aiouring._standing import Standing
 
 _prepare = lib.au_prepare
 _NOP = lib.AU_OP_NOP
@@ -51,7 +53,7 @@ class RingStatistics:
     strays: int  # completions nobody was waiting for
 
 
-class AsyncRing(RegistrationVerbs, FileVerbs, VectorVerbs, SocketVerbs, ZeroCopyVerbs, DirectVerbs):
+class AsyncRing(RegistrationVerbs, FileVerbs, VectorVerbs, SocketVerbs, ListenerVerbs, ZeroCopyVerbs, DirectVerbs):
     """One io_uring for one event loop; use it with `async with`, in the loop's thread.
 
     Args:
@@ -86,6 +88,7 @@ class AsyncRing(RegistrationVerbs, FileVerbs, VectorVerbs, SocketVerbs, ZeroCopy
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
         self._receiving: dict[Any, Receiving | None] = {}  # by file; None where a verb is
+        self._standing: set[Standing] = set()
         self._cancel_timeout = cancel_timeout
         self._close_timeout = close_timeout
         check_size("entries", entries, MAX_ENTRIES)

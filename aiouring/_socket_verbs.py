@@ -13,6 +13,7 @@ from aiouring._errors import ResourceBusyError, RingClosedError
 from aiouring._multishot import Receiving, most_pending
 from aiouring._receive_stream import ReceiveStream
 from aiouring._request import Accept, ProvidedReceive, Receive, Write
+from aiouring._standing_streams import connection_of
 from aiouring._uring import ffi, lib
 from aiouring._verbs import Bytes, File, Verbs, fill, line_up, memory_of, resolve
 
@@ -42,12 +43,7 @@ class SocketVerbs(Verbs):
         fd = await (self._driver or self._bound()).perform(
             Accept(number, file), lib.au_prepare, lib.AU_OP_ACCEPT, number, 0, 0, 0, _ACCEPT_FLAGS, how
         )
-        if isinstance(sock, socket.socket):
-            connection = socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
-        else:
-            connection = socket.socket(fileno=fd)
-        connection.setblocking(False)  # noqa: FBT003 - the standard library's signature
-        return connection
+        return connection_of(sock, fd)
 
     async def connect(self, sock: socket.socket | DirectDescriptor, address: Any) -> None:
         """Connect to `address`, written as for `socket.connect()`; host names are resolved by the loop.

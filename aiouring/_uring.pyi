@@ -396,6 +396,8 @@ class _Lib:
     AU_RECVSEND_FIXED_BUF: Final[int]
     AU_SEND_ZC_REPORT_USAGE: Final[int]
     AU_RECV_MULTISHOT: Final[int]
+    AU_ACCEPT_MULTISHOT: Final[int]
+    AU_POLL_ADD_MULTI: Final[int]
     AU_CANCEL_ALL: Final[int]
     AU_CANCEL_FD: Final[int]
     AU_CANCEL_ANY: Final[int]

@@ -19,10 +19,12 @@ FLOORS = [
     ["_errors", "_abi", "_setup", "_restrictions", "_ring", "_waits", "_peeks", "_features", "_probe"],
     ["_line", "_lease", "_retired_buffers", "_registered_memory", "_fixed_buffer", "_direct_descriptor"],
     ["_registered_buffers", "_registered_files", "_buffer_ring", "_memory_region", "_registry"],
-    ["_request", "_slot_requests", "_turns", "_multishot", "_sending", "_driver"],
+    ["_request", "_slot_requests", "_turns", "_multishot", "_standing", "_accepting", "_sending", "_driver"],
     [
         "_address",
         "_receive_stream",
+        "_standing_streams",
+        "_listener_verbs",
         "_verbs",
         "_file_verbs",
         "_vector_verbs",

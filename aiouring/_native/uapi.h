@@ -309,6 +309,10 @@ enum {
     AU_RECV_MULTISHOT = 1u << 1,      /* since Linux 6.0 */
 };
 
+enum { AU_ACCEPT_MULTISHOT = 1u << 0 }; /* since Linux 5.19 */
+
+enum { AU_POLL_ADD_MULTI = 1u << 0 }; /* in len; since Linux 5.13 */
+
 enum {
     AU_CANCEL_ALL = 1u << 0, /* these three since Linux 5.19 */
     AU_CANCEL_FD = 1u << 1,
