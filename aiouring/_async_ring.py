@@ -19,12 +19,12 @@ from aiouring._driver import Driver
 from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._file_verbs import FileVerbs
 from aiouring._listener_verbs import ListenerVerbs
+from aiouring._message_verbs import MessageVerbs
 from aiouring._registration_verbs import RegistrationVerbs
 from aiouring._request import Close, Request, Timeout
 from aiouring._restrictions import Restrictions
 from aiouring._ring import MAX_ENTRIES, CoreRing, check_size
 from aiouring._setup import TaskRun
-from aiouring._socket_verbs import SocketVerbs
 from aiouring._uring import ffi, lib
 from aiouring._vector_verbs import VectorVerbs
 from aiouring._verbs import File, resolve
@@ -53,7 +53,7 @@ class RingStatistics:
     strays: int  # completions nobody was waiting for
 
 
-class AsyncRing(RegistrationVerbs, FileVerbs, VectorVerbs, SocketVerbs, ListenerVerbs, ZeroCopyVerbs, DirectVerbs):
+class AsyncRing(RegistrationVerbs, FileVerbs, VectorVerbs, MessageVerbs, ListenerVerbs, ZeroCopyVerbs, DirectVerbs):
     """One io_uring for one event loop; use it with `async with`, in the loop's thread.
 
     Args:

@@ -29,6 +29,8 @@ FLOORS = [
         "_file_verbs",
         "_vector_verbs",
         "_socket_verbs",
+        "_messages",
+        "_message_verbs",
         "_zero_copy_verbs",
         "_registration_verbs",
         "_direct_verbs",

@@ -147,6 +147,12 @@ void au_group_close(au_group *group);
 int au_message_add(au_message *message, const void *memory, int64_t capacity, int64_t start, int64_t length);
 int au_message_add_fixed(au_message *message, au_buffers *buffers, uint64_t key, int64_t start, int64_t length);
 int au_message_address(au_message *message, const char *address, uint32_t size);
+int au_message_control(au_message *message, void *memory, int64_t capacity);
+int au_message_name(const au_message *message, char *name, uint32_t room);
+int64_t au_message_control_size(const au_message *message);
+int au_message_flags(const au_message *message);
+int au_prepare_receive_message(au_ring *ring, uint64_t user_data, int opcode, int fd, au_message *message,
+                               uint32_t op_flags, uint64_t how);
 int au_prepare_message(au_ring *ring, uint64_t user_data, int opcode, int fd, au_message *message,
                        au_buffers *buffers, uint64_t key, uint32_t op_flags, uint64_t how);
 int au_prepare_send_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd, au_buffers *buffers, uint64_t key,
