@@ -25,7 +25,7 @@ from aiouring._registered_files import RegisteredFiles, RegisteredFilesStatistic
 from aiouring._restrictions import Restrictions
 from aiouring._retired_buffers import RetiredBuffers
 from aiouring._ring import Completion
-from aiouring._standing_streams import AcceptStream
+from aiouring._standing_streams import AcceptStream, PollStream
 from aiouring._synchronous_ring import Ring
 from aiouring._zero_copy_verbs import ZeroCopySent
 
@@ -49,6 +49,7 @@ __all__ = [
     "MemoryRegion",
     "Opcode",
     "PartlyUpdatedError",
+    "PollStream",
     "Probe",
     "ProvidedBuffer",
     "ReceiveStream",

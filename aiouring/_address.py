@@ -25,7 +25,7 @@ def pack_address(family: int, address: Any) -> bytes:
         return head + socket.inet_pton(family, host) + struct.pack("=I", _field("scope id", scope, 32))
     if family == socket.AF_UNIX:
         path = os.fsencode(address)
-        abstract = path[:1] == b"\0"
+        abstract = path[:1] in (b"", b"\0")  # an empty one has the kernel choose, where it is bound
         most = SUN_PATH_BYTES if abstract else SUN_PATH_BYTES - 1
         if len(path) > most:
             raise ValueError(f"a Unix socket path of {len(path)} bytes is too long: at most {most}")

@@ -7,12 +7,12 @@ the request holds it, and notices when it is closed between being queued and bei
 
 import asyncio
 import errno
-import select
 import socket
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from aiouring._descriptor_verbs import DescriptorVerbs
 from aiouring._direct_descriptor import DirectDescriptor, Slot
 from aiouring._direct_verbs import DirectVerbs, close_slot
 from aiouring._driver import Driver
@@ -53,7 +53,9 @@ class RingStatistics:
     strays: int  # completions nobody was waiting for
 
 
-class AsyncRing(RegistrationVerbs, FileVerbs, VectorVerbs, MessageVerbs, ListenerVerbs, ZeroCopyVerbs, DirectVerbs):
+class AsyncRing(
+    RegistrationVerbs, FileVerbs, VectorVerbs, MessageVerbs, ListenerVerbs, ZeroCopyVerbs, DescriptorVerbs, DirectVerbs
+):
     """One io_uring for one event loop; use it with `async with`, in the loop's thread.
 
     Args:
@@ -226,16 +228,6 @@ class AsyncRing(RegistrationVerbs, FileVerbs, VectorVerbs, MessageVerbs, Listene
             for group in driver.registry.groups.values()
         )
         return evicted + await driver.stop([r for r in requests if held is None or r.file in (None, held)])
-
-    async def poll(self, fd: File, events: int = select.POLLIN) -> int:
-        """Wait until one of `events` (`select.POLLIN` ...) is true of a file; returns those that are.
-
-        Since Linux 5.1.  See io_uring_prep_poll_add(3).
-        """
-        number, file, how = resolve(fd)
-        return await (self._driver or self._bound()).perform(
-            Request(number, file), lib.au_prepare, lib.AU_OP_POLL_ADD, number, 0, 0, 0, events, how
-        )
 
     async def timeout(self, seconds: float) -> None:
         """Wait, by the kernel's monotonic clock.  Since Linux 5.4.  See io_uring_prep_timeout(3)."""

@@ -1,19 +1,60 @@
-"""Owns the verbs for listening sockets: their connections, one after the other."""
+"""Owns the verbs for listening sockets: giving them an address, and their connections, one after the other."""
 
+import socket
 from functools import partial
+from typing import Any
 
 from aiouring._accepting import Accepting
 from aiouring._errors import ResourceBusyError
 from aiouring._features import require
+from aiouring._request import Request
 from aiouring._standing import Standing
 from aiouring._standing_streams import AcceptStream
-from aiouring._verbs import File, Verbs, resolve
+from aiouring._uring import ffi, lib
+from aiouring._verbs import File, Verbs, packed_address, resolve
 
 
 class ListenerVerbs(Verbs):
     """The part of `AsyncRing` that waits for connections."""
 
     _standing: set[Standing]
+
+    async def bind(self, sock: File, address: Any) -> None:
+        """Give a socket its address, written as for `socket.bind()`; host names are resolved by the loop.
+
+        Since Linux 6.11.  See io_uring_prep_bind(3).
+        """
+        require("bind and listen")
+        driver = self._driver or self._bound()
+        packed = await packed_address(driver, sock, address)
+        number, file, how = resolve(sock)
+        memory, size = ffi.new("char[]", packed), len(packed)
+        await driver.perform(
+            Request(number, file, memory),
+            lib.au_prepare_memory,
+            lib.AU_OP_BIND,
+            number,
+            memory,
+            size,
+            0,
+            0,
+            size,
+            0,
+            how,
+        )
+
+    async def listen(self, sock: File, backlog: int = socket.SOMAXCONN) -> None:
+        """Have a socket listen; up to `backlog` connections wait to be accepted.
+
+        Since Linux 6.11.  See io_uring_prep_listen(3).
+        """
+        require("bind and listen")
+        if not 0 <= backlog < 1 << 31:
+            raise ValueError(f"backlog={backlog} is outside 0 to {(1 << 31) - 1}")
+        number, file, how = resolve(sock)
+        await (self._driver or self._bound()).perform(
+            Request(number, file), lib.au_prepare, lib.AU_OP_LISTEN, number, 0, 0, backlog, 0, how
+        )
 
     def accept_multishot(self, sock: File, *, max_pending: int = 64) -> AcceptStream:
         """Keep an accept armed; `async for` its connections, each a non-blocking, close-on-exec socket.

@@ -5,12 +5,12 @@ from array import array
 from collections.abc import Iterable
 from typing import Any
 
-from aiouring._address import pack_address, unpack_address
+from aiouring._address import unpack_address
 from aiouring._messages import Ancillary, ReceiveMessage, SendMessage, checked, new_message
 from aiouring._request import Kept
 from aiouring._socket_verbs import SocketVerbs
 from aiouring._uring import ffi, lib
-from aiouring._verbs import Bytes, File, resolve
+from aiouring._verbs import Bytes, File, packed_address, resolve
 
 _SEND_FLAGS = int(
     socket.MSG_OOB
@@ -59,7 +59,7 @@ class MessageVerbs(SocketVerbs):
             raise ValueError(f"flags={flags:#x}: {flags & ~_SEND_FLAGS:#x} cannot be given here")
         number, file, how = resolve(sock)
         driver = self._driver or self._bound()
-        packed = b"" if address is None else await self._packed(sock, address)
+        packed = b"" if address is None else await packed_address(driver, sock, address)
         message, held = new_message(parts, writable=False)
         if packed:
             checked(lib.au_message_address(message, packed, len(packed)))
@@ -141,19 +141,6 @@ class MessageVerbs(SocketVerbs):
         """
         count, _, _, address = await self.recvmsg(sock, [buffer])
         return count, address
-
-    async def _packed(self, sock: File, address: Any) -> bytes:
-        """`address` as the kernel takes it; a host's name is resolved."""
-        family = getattr(sock, "family", None)
-        if not family:
-            raise ValueError(f"the address family of {sock!r} is not known: give the socket, not its descriptor")
-        try:
-            return pack_address(family, address)
-        except OSError:
-            loop = (self._driver or self._bound()).loop
-            kind = {name: getattr(sock, name) for name in ("type", "proto")}
-            found = await loop.getaddrinfo(address[0], address[1], family=family, **kind)
-            return pack_address(family, found[0][4])
 
 
 def _came_earlier(

@@ -12,7 +12,7 @@ from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._errors import ResourceBusyError, RingClosedError
 from aiouring._multishot import Receiving, most_pending
 from aiouring._receive_stream import ReceiveStream
-from aiouring._request import Accept, ProvidedReceive, Receive, Write
+from aiouring._request import Accept, ProvidedReceive, Receive, Request, Write
 from aiouring._standing_streams import connection_of
 from aiouring._uring import ffi, lib
 from aiouring._verbs import Bytes, File, Verbs, fill, line_up, memory_of, resolve
@@ -241,6 +241,18 @@ class SocketVerbs(Verbs):
                 _SEND_ALL_FLAGS,
                 how,
             )
+
+    async def shutdown(self, sock: File, direction: int) -> None:
+        """End one direction of a connection, or both: `socket.SHUT_RD`, `SHUT_WR` or `SHUT_RDWR`.
+
+        The peer sees the end of what was sent.  Since Linux 5.11.  See io_uring_prep_shutdown(3).
+        """
+        if direction not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
+            raise ValueError(f"{direction} is none of SHUT_RD, SHUT_WR and SHUT_RDWR")
+        number, file, how = resolve(sock)
+        await (self._driver or self._bound()).perform(
+            Request(number, file), lib.au_prepare, lib.AU_OP_SHUTDOWN, number, 0, 0, direction, 0, how
+        )
 
 
 def _type_of(sock: File, number: int) -> int:

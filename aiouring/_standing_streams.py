@@ -1,4 +1,4 @@
-"""Owns `AcceptStream`: what `accept_multishot()` returns; `async for` over the connections of a listener."""
+"""Owns `AcceptStream` and `PollStream`: `async for` over the connections of a listener, or the events of a file."""
 
 import os
 import socket
@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from aiouring._accepting import Accepting
+from aiouring._polling import Polling
 from aiouring._standing import Standing
 
 if TYPE_CHECKING:
@@ -78,6 +79,30 @@ class AcceptStream(StandingStream):
     def pending(self) -> int:
         """Connections that have come and that nobody has taken."""
         return self._accepting.pending
+
+
+class PollStream(StandingStream):
+    """Events of a file as they become true, each a mask.
+
+    Leaving the `async for` drops the stream, which ends it as `aclose()` does, without waiting.
+    """
+
+    __slots__ = ("_polling",)
+
+    def __init__(self, polling: Polling, forget: Callable[[], object]) -> None:
+        super().__init__(polling, forget)
+        self._polling = polling
+
+    async def __anext__(self) -> int:
+        """The events that have become true since the last time.  Cancelling this loses none.
+
+        Raises:
+            StopAsyncIteration: the stream has been closed.
+            OSError: what ended it; ECANCELED where the file was closed, or cancelled, by way of the ring.
+            ResourceBusyError: another task is already waiting here.
+            RingClosedError: the ring was closed.
+        """
+        return await self._polling.take()
 
 
 def connection_of(listener: "File", fd: int) -> socket.socket:

@@ -164,6 +164,19 @@ class _Lib:
         how: int,
         /,
     ) -> int: ...
+    def au_prepare_splice(
+        self,
+        ring: CRing,
+        user_data: int,
+        opcode: int,
+        fd: int,
+        offset: int,
+        source: int,
+        source_offset: int,
+        length: int,
+        how: int,
+        /,
+    ) -> int: ...
     def au_prepare_select(
         self,
         ring: CRing,

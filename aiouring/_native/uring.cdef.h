@@ -97,6 +97,8 @@ int au_prepare_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd, au_b
 int au_prepare_fixed_vector(au_ring *ring, uint64_t user_data, int opcode, int fd, au_buffers *buffers, uint64_t key,
                             struct iovec *vectors, const int64_t *ranges, uint32_t count, int64_t offset,
                             uint64_t how);
+int au_prepare_splice(au_ring *ring, uint64_t user_data, int opcode, int fd, int64_t offset, int source,
+                      int64_t source_offset, int64_t length, uint64_t how);
 int au_prepare_select(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
                       int64_t length, int64_t offset, uint32_t op_flags, uint64_t how);
 
