@@ -10,10 +10,8 @@ How this fits together
    file it stood for at the start: between two requests nothing else would notice that the number was reused.
 3. Who cancels is told apart: the request itself (`_interrupt`: renewed), its owner (`closing`), whoever stops all
    that is in flight on the file (`Driver.stop` asks for `end()`), or the kernel, uninvited (KERNEL.md E11).
-4. A renewal that finds the submission queue full is filled later.  Cancelled meanwhile, there is nothing yet that
-   the cancel could find; then a timeout of no length is filled in its place, and step 2 follows as if it had.
 
-States: in flight (the operation, or resting), over (with a failure or without), closing.
+States: in flight (the operation, or resting), over (what ended it comes after what is there), closing.
 """
 
 import errno
@@ -21,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
+from aiouring._line import wake
 from aiouring._request import Request, identify
 from aiouring._uring import ffi, lib
 
@@ -113,10 +112,8 @@ class Standing(Request):
         What ended the request is raised after everything that came before.
         """
         while not self._something():
-            if self.over:
-                if self._failure is not None:
-                    raise self._failure
-                raise StopAsyncIteration
+            if self._failure is not None:
+                raise self._failure
             if self._ready is not None:
                 raise ResourceBusyError(self.busy)
             self._ready = ready = self._driver.new_future()
@@ -126,22 +123,25 @@ class Standing(Request):
                 self._ready = None
 
     def _wake(self) -> None:
-        ready = self._ready
-        if ready is not None and not ready.done():
-            ready.set_result(None)
+        if self._ready is not None:
+            wake(self._ready)
 
     # ---- the kernel's request ------------------------------------------------------------------
 
     def _arm(self) -> None:
         """Ask the kernel for the operation, if the descriptor still stands for the file."""
         try:
-            if identify(self.fd) != self._identity:
-                raise kernel_error(errno.EBADF, "the file was closed, and its number is another file's")
+            self.check_file()
         except OSError as error:
             self._finish(error)
         else:
             self._resting = False
             self._operate()
+
+    def check_file(self) -> None:
+        """Raise EBADF where the descriptor stands for another file than it did in the beginning."""
+        if identify(self.fd) != self._identity:
+            raise kernel_error(errno.EBADF, "the file was closed, and its number is another file's")
 
     def _rest(self, seconds: float) -> None:
         """Have a timeout in flight instead of the operation."""
@@ -153,18 +153,10 @@ class Standing(Request):
     def _start(self, prepare: "Callable[..., int]", *arguments: Any) -> None:
         self.in_flight = True
         try:
-            self._driver.start(self, self._fill, prepare, *arguments)
+            self._driver.start(self, prepare, *arguments)
         except (OSError, RuntimeError, ValueError) as error:
             self.in_flight = False
             self._finish(error)
-
-    def _fill(self, raw: Any, user_data: int, prepare: "Callable[..., int]", *arguments: Any) -> int:
-        """Fill the entry; or, where the request was cancelled while the queue had no room, one that ends at once."""
-        if self._stopping or self._withdrawn or self.closing or self._driver.closing:
-            self._resting = True
-            self.hold = time = ffi.new("int64_t[2]")
-            return lib.au_prepare_memory(raw, user_data, lib.AU_OP_TIMEOUT, -1, time, 16, 0, 1, 0, 0, 0)
-        return prepare(raw, user_data, *arguments)
 
     def arrived(self, result: int, flags: int) -> None:
         """A completion of this request."""
@@ -201,7 +193,7 @@ class Standing(Request):
             self._stopping = True
             self._driver.cancel_soon(self)
 
-    def _finish(self, failure: Exception | None) -> None:
+    def _finish(self, failure: Exception) -> None:
         """Nothing more will come; the reader hears of it after what is there."""
         if not self.over:
             self.over = True
@@ -238,7 +230,7 @@ class Standing(Request):
         self.closing = True
         self._retired = retired
         self._drop()
-        self._finish(None)
+        self._finish(kernel_error(errno.ECANCELED, "the stream was closed"))
         if self.in_flight:
             self._driver.cancel_soon(self)
         else:
@@ -260,6 +252,5 @@ class Standing(Request):
         self.ended = True
         self.in_flight = False
         for end in self._ends:
-            if not end.done():
-                end.set_result(0)
+            wake(end, 0)
         self._ends.clear()

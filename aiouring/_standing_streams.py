@@ -67,9 +67,8 @@ class AcceptStream(StandingStream):
         """The next connection.  Cancelling this loses none: it stays here.
 
         Raises:
-            StopAsyncIteration: the stream has been closed.
-            OSError: what ended it, after the connections that came before; ECANCELED where the listener was closed,
-                or cancelled, by way of the ring.
+            OSError: what ended it, after the connections that came before; ECANCELED where the stream was closed,
+                or the listener closed or cancelled by way of the ring.
             ResourceBusyError: another task is already waiting for the next connection.
             RingClosedError: the ring was closed.
         """
@@ -97,8 +96,8 @@ class PollStream(StandingStream):
         """The events that have become true since the last time.  Cancelling this loses none.
 
         Raises:
-            StopAsyncIteration: the stream has been closed.
-            OSError: what ended it; ECANCELED where the file was closed, or cancelled, by way of the ring.
+            OSError: what ended it; ECANCELED where the stream was closed, or the file closed or cancelled by way of the
+                ring.
             ResourceBusyError: another task is already waiting here.
             RingClosedError: the ring was closed.
         """
