@@ -118,7 +118,7 @@ class Accepting(Standing):
             pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
             return pause
         if error not in _PASSING:
-            raise self._driver.ring.request_error(error, self.opcode, self._how)
+            raise self._refusal(error)
         self._passed += error != 0
         return FOREVER if self._full else 0.0
 

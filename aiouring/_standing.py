@@ -101,8 +101,13 @@ class Standing(Request):
     def _delay(self, error: int) -> float:
         """Seconds to rest before the next operation, after `error` (0 is none); raises what ends the request."""
         if error not in _PASSING:
-            raise self._driver.ring.request_error(error, self.opcode, self._how)
+            raise self._refusal(error)
         return 0.0
+
+    def _refusal(self, error: int) -> OSError:
+        """The exception for an errno of what was in flight."""
+        opcode = lib.AU_OP_TIMEOUT if self._resting else self.opcode
+        return self._driver.ring.request_error(error, opcode, self._how)
 
     # ---- the reader ----------------------------------------------------------------------------
 
@@ -163,7 +168,8 @@ class Standing(Request):
         if result >= 0 and not self._resting:
             self._came(result)
         if not flags & _MORE:
-            self._go_on(0 if result >= 0 or self._resting else -result)
+            rested = self._resting and result == -errno.ETIME
+            self._go_on(0 if result >= 0 or rested else -result)
 
     def _go_on(self, error: int) -> None:
         """The kernel's request is over: another takes its place, unless there is a reason not to."""

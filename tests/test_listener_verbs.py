@@ -148,6 +148,18 @@ async def test_h7_the_last_descriptor(ring: aiouring.AsyncRing, listener: socket
         client.close()
 
 
+async def test_h7_a_ring_that_may_not_rest(new_ring: RingFactory, listener: socket.socket) -> None:
+    """Where the ring's restrictions forbid the timeout, the stream ends and says so, instead of spinning."""
+    allowed = {aiouring.Opcode[name] for name in ("ACCEPT", "ASYNC_CANCEL", "POLL_ADD", "NOP")}
+    ring = await new_ring(restrictions=aiouring.Restrictions(opcodes=allowed))
+    clients = calling(listener, 1)
+    with no_more_descriptors():
+        async with ring.accept_multishot(listener) as stream:
+            with pytest.raises(PermissionError, match="forbid the operation TIMEOUT"):
+                await anext(stream)
+    clients[0].close()
+
+
 @pytest.mark.parametrize("leave", ["break", "aclose", "with", "cancelled", "dropped"])
 async def test_a7_leaving_closes_what_nobody_took(
     ring: aiouring.AsyncRing, listener: socket.socket, leave: str
