@@ -28,6 +28,7 @@ from aiouring._restrictions import Restrictions
 from aiouring._retired_buffers import RetiredBuffers
 from aiouring._ring import Completion
 from aiouring._server import Server, start_server
+from aiouring._standing_streams import AcceptStream, PollStream
 from aiouring._stream_adapter import StreamReader, StreamWriter
 from aiouring._synchronous_ring import Ring
 from aiouring._zero_copy_verbs import ZeroCopySent
@@ -35,6 +36,7 @@ from aiouring._zero_copy_verbs import ZeroCopySent
 __version__ = "0.1.0"
 
 __all__ = [
+    "AcceptStream",
     "AioUringError",
     "AsyncRing",
     "BufferRing",
@@ -51,6 +53,7 @@ __all__ = [
     "MemoryRegion",
     "Opcode",
     "PartlyUpdatedError",
+    "PollStream",
     "Probe",
     "ProvidedBuffer",
     "ReceiveStream",

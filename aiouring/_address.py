@@ -1,4 +1,4 @@
-"""Owns the packing of socket addresses into the bytes the kernel takes (`struct sockaddr_*`)."""
+"""Owns the packing of socket addresses into the bytes the kernel takes (`struct sockaddr_*`), and back."""
 
 import os
 import socket
@@ -25,12 +25,32 @@ def pack_address(family: int, address: Any) -> bytes:
         return head + socket.inet_pton(family, host) + struct.pack("=I", _field("scope id", scope, 32))
     if family == socket.AF_UNIX:
         path = os.fsencode(address)
-        abstract = path[:1] == b"\0"
+        abstract = path[:1] in (b"", b"\0")  # an empty one has the kernel choose, where it is bound
         most = SUN_PATH_BYTES if abstract else SUN_PATH_BYTES - 1
         if len(path) > most:
             raise ValueError(f"a Unix socket path of {len(path)} bytes is too long: at most {most}")
         return struct.pack("=H", family) + path + (b"" if abstract else b"\0")
     raise ValueError(f"addresses of socket family {family} are not supported: AF_INET, AF_INET6 and AF_UNIX are")
+
+
+def unpack_address(packed: bytes) -> Any:
+    """The address in a `struct sockaddr`, as Python's `socket` module writes it; None where there is none.
+
+    A Unix address is a path, `bytes` where it is abstract, or empty where the socket has none.  Of a family that is
+    not known here it is the family and the bytes.
+    """
+    if len(packed) < 2:
+        return None
+    family = struct.unpack("=H", packed[:2])[0]
+    if family == socket.AF_INET and len(packed) >= 8:
+        return socket.inet_ntop(family, packed[4:8]), struct.unpack("!H", packed[2:4])[0]
+    if family == socket.AF_INET6 and len(packed) >= 28:
+        port, flow = struct.unpack("!HI", packed[2:8])
+        return socket.inet_ntop(family, packed[8:24]), port, flow, struct.unpack("=I", packed[24:28])[0]
+    if family == socket.AF_UNIX:
+        path = packed[2:]
+        return path if path[:1] == b"\0" else os.fsdecode(path.partition(b"\0")[0])
+    return family, packed[2:]
 
 
 def _port(port: int) -> int:

@@ -7,23 +7,24 @@ the request holds it, and notices when it is closed between being queued and bei
 
 import asyncio
 import errno
-import select
 import socket
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from aiouring._descriptor_verbs import DescriptorVerbs
 from aiouring._direct_descriptor import DirectDescriptor, Slot
 from aiouring._direct_verbs import DirectVerbs, close_slot
 from aiouring._driver import Driver
 from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._file_verbs import FileVerbs
+from aiouring._listener_verbs import ListenerVerbs
+from aiouring._message_verbs import MessageVerbs
 from aiouring._registration_verbs import RegistrationVerbs
 from aiouring._request import Close, Request, Timeout
 from aiouring._restrictions import Restrictions
 from aiouring._ring import MAX_ENTRIES, CoreRing, check_size
 from aiouring._setup import TaskRun
-from aiouring._socket_verbs import SocketVerbs
 from aiouring._uring import ffi, lib
 from aiouring._vector_verbs import VectorVerbs
 from aiouring._verbs import File, resolve
@@ -31,6 +32,7 @@ from aiouring._zero_copy_verbs import ZeroCopyVerbs
 
 if TYPE_CHECKING:
     from aiouring._multishot import Receiving
+    from aiouring._standing import Standing
 
 _prepare = lib.au_prepare
 _NOP = lib.AU_OP_NOP
@@ -51,7 +53,9 @@ class RingStatistics:
     strays: int  # completions nobody was waiting for
 
 
-class AsyncRing(RegistrationVerbs, FileVerbs, VectorVerbs, SocketVerbs, ZeroCopyVerbs, DirectVerbs):
+class AsyncRing(
+    RegistrationVerbs, FileVerbs, VectorVerbs, MessageVerbs, ListenerVerbs, ZeroCopyVerbs, DescriptorVerbs, DirectVerbs
+):
     """One io_uring for one event loop; use it with `async with`, in the loop's thread.
 
     Args:
@@ -86,6 +90,7 @@ class AsyncRing(RegistrationVerbs, FileVerbs, VectorVerbs, SocketVerbs, ZeroCopy
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
         self._receiving: dict[Any, Receiving | None] = {}  # by file; None where a verb is
+        self._standing: set[Standing] = set()
         self._cancel_timeout = cancel_timeout
         self._close_timeout = close_timeout
         check_size("entries", entries, MAX_ENTRIES)
@@ -223,16 +228,6 @@ class AsyncRing(RegistrationVerbs, FileVerbs, VectorVerbs, SocketVerbs, ZeroCopy
             for group in driver.registry.groups.values()
         )
         return evicted + await driver.stop([r for r in requests if held is None or r.file in (None, held)])
-
-    async def poll(self, fd: File, events: int = select.POLLIN) -> int:
-        """Wait until one of `events` (`select.POLLIN` ...) is true of a file; returns those that are.
-
-        Since Linux 5.1.  See io_uring_prep_poll_add(3).
-        """
-        number, file, how = resolve(fd)
-        return await (self._driver or self._bound()).perform(
-            Request(number, file), lib.au_prepare, lib.AU_OP_POLL_ADD, number, 0, 0, 0, events, how
-        )
 
     async def timeout(self, seconds: float) -> None:
         """Wait, by the kernel's monotonic clock.  Since Linux 5.4.  See io_uring_prep_timeout(3)."""

@@ -46,6 +46,8 @@ _ARGUMENTS = {
     lib.au_prepare_select: ("opcode", "fd", "group", "length", "offset"),
     lib.au_prepare_send_fixed: ("opcode", "fd", "table", "index", "start", "length"),
     lib.au_prepare_message: ("opcode", "fd", "message", "table", "index"),
+    lib.au_prepare_receive_message: ("opcode", "fd", "message"),
+    lib.au_prepare_splice: ("opcode", "fd", "offset", "source", "source_offset", "length"),
     lib.au_prepare_slot: ("opcode", "fd", "offset", "length", "flags", "slot"),
     lib.au_prepare_open: ("opcode", "fd", "path", "flags", "mode", "slot"),
     lib.au_prepare_array: ("opcode", "array", "count", "slot", "flags"),

@@ -104,6 +104,9 @@ FEATURES: dict[str, Feature] = {
     "memory regions": Feature("6.13", _answers(errno.EFAULT, lib.AU_REGISTER_MEM_REGION)),
     "registered waits": Feature("6.13", _answers(errno.EFAULT, lib.AU_REGISTER_MEM_REGION)),
     "restrictions": Feature("5.10", _answers(errno.EBADFD, lib.AU_REGISTER_RESTRICTIONS)),
+    "multishot accept": Feature("5.19", _opcode(Opcode.SOCKET)),  # the same release
+    "multishot poll": Feature("5.13", _bit(Features.RSRC_TAGS)),  # the same release
+    "bind and listen": Feature("6.11", _opcode(Opcode.BIND)),
     "zero-copy send": Feature("6.0", _opcode(Opcode.SEND_ZC)),
     "zero-copy sendmsg": Feature("6.1", _opcode(Opcode.SENDMSG_ZC)),
     "zero-copy sendmsg of registered buffers": Feature("6.15", _opcode(Opcode.READV_FIXED)),  # the same release

@@ -16,6 +16,7 @@ then depends on the operation, and is the only thing the subclasses here differ 
 import errno
 import os
 import select
+import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -236,11 +237,28 @@ class ProvidedRead(ProvidedReceive):
                 self.group.take(self.flags, 0).release()
 
 
+class Kept(bytes):
+    """What came for a receive that was cancelled: a message as it came, where `whole`, and what came beside it.
+
+    Descriptors among that are closed when nobody takes them.
+    """
+
+    whole = False
+    name = b""  # from whom
+    flags = 0
+    descriptors: tuple[int, ...] = ()
+    ancillary: tuple[tuple[int, int, bytes], ...] = ()
+
+    def __del__(self) -> None:
+        for number in self.descriptors:
+            os.close(number)
+
+
 class Leftovers:
-    """Bytes that arrived for a receive which had been cancelled, until the next receive on that file.
+    """What arrived for a receive which had been cancelled, until the next receive on that file.
 
     Kept under the descriptor's number (or the slot's) together with the file's identity, so that a file which gets
-    the number later never sees them.
+    the number later never sees it.  Bytes of a stream are joined, messages are not.
     """
 
     def __init__(self) -> None:
@@ -252,29 +270,55 @@ class Leftovers:
             identity = identify(fd)
         except OSError:
             return  # closed: no receive will follow
-        before = self.kept.get(int(fd))
-        if before is None or before[0] != identity:
-            self.kept[int(fd)] = (identity, deque((data,)))
-        elif apart:
-            before[1].append(data)
-        else:
-            before[1][-1] += data
+        if not isinstance(data, Kept) and (apart or keeps_boundaries(fd)):
+            data = Kept(data)
+            data.whole = True
+        known, queue = self.kept.get(int(fd), (identity, deque[bytes]()))
+        if known != identity:
+            queue = deque()
+        if queue and not isinstance(data, Kept) and not isinstance(queue[-1], Kept):
+            data = queue.pop() + data
+        queue.append(data)
+        self.kept[int(fd)] = (identity, queue)
 
     def take(self, fd: int, most: int) -> bytes:
-        """The first `most` bytes kept for `fd`, taken out; empty if there are none."""
-        identity, pieces = self.kept.pop(int(fd), (None, None))
-        if pieces is None or identity != identify(fd):
-            return b""
-        data = pieces.popleft()
-        if len(data) > most:
-            pieces.appendleft(data[most:])
-        if pieces:
-            self.kept[int(fd)] = (identity, pieces)
-        return data[:most]
+        """The first `most` bytes kept for `fd`, or of the first message, taken out; empty if there are none."""
+        while (data := self.take_message(fd, most)) is not None:
+            if data:
+                return data[:most]
+        return b""
+
+    def take_message(self, fd: int, most: int, *, peek: bool = False) -> bytes | None:
+        """The first message kept for `fd`, taken out whole, or `most` bytes of a stream; None if there is nothing."""
+        entry = self.kept.pop(int(fd), None)
+        if entry is None or entry[0] != identify(fd):
+            return None
+        queue = entry[1]
+        data = queue[0] if peek else queue.popleft()
+        whole = isinstance(data, Kept) and data.whole
+        if len(data) > most and not whole and not peek:
+            queue.appendleft(data[most:])
+        if queue:
+            self.kept[int(fd)] = entry
+        return data if isinstance(data, Kept) else data[:most]
 
     def forget(self, fd: int) -> None:
         """The file is being closed."""
         self.kept.pop(int(fd), None)
+
+
+def keeps_boundaries(fd: int) -> bool:
+    """Whether a file is a socket for messages rather than for a stream of bytes."""
+    if isinstance(fd, Slot):
+        kind = fd.table.socket_of(fd)[1]
+    else:
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            return False
+        kind = sock.type
+        sock.detach()
+    return kind not in (0, socket.SOCK_STREAM)
 
 
 def identify(fd: int) -> tuple[int, int]:

@@ -12,7 +12,8 @@ from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._errors import ResourceBusyError, RingClosedError
 from aiouring._multishot import Receiving, most_pending
 from aiouring._receive_stream import ReceiveStream
-from aiouring._request import Accept, ProvidedReceive, Receive, Write
+from aiouring._request import Accept, ProvidedReceive, Receive, Request, Write
+from aiouring._standing_streams import connection_of
 from aiouring._uring import ffi, lib
 from aiouring._verbs import Bytes, File, Verbs, fill, line_up, memory_of, resolve
 
@@ -42,12 +43,7 @@ class SocketVerbs(Verbs):
         fd = await (self._driver or self._bound()).perform(
             Accept(number, file), lib.au_prepare, lib.AU_OP_ACCEPT, number, 0, 0, 0, _ACCEPT_FLAGS, how
         )
-        if isinstance(sock, socket.socket):
-            connection = socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
-        else:
-            connection = socket.socket(fileno=fd)
-        connection.setblocking(False)  # noqa: FBT003 - the standard library's signature
-        return connection
+        return connection_of(sock, fd)
 
     async def connect(self, sock: socket.socket | DirectDescriptor, address: Any) -> None:
         """Connect to `address`, written as for `socket.connect()`; host names are resolved by the loop.
@@ -245,6 +241,18 @@ class SocketVerbs(Verbs):
                 _SEND_ALL_FLAGS,
                 how,
             )
+
+    async def shutdown(self, sock: File, direction: int) -> None:
+        """End one direction of a connection, or both: `socket.SHUT_RD`, `SHUT_WR` or `SHUT_RDWR`.
+
+        The peer sees the end of what was sent.  Since Linux 5.11.  See io_uring_prep_shutdown(3).
+        """
+        if direction not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
+            raise ValueError(f"{direction} is none of SHUT_RD, SHUT_WR and SHUT_RDWR")
+        number, file, how = resolve(sock)
+        await (self._driver or self._bound()).perform(
+            Request(number, file), lib.au_prepare, lib.AU_OP_SHUTDOWN, number, 0, 0, direction, 0, how
+        )
 
 
 def _type_of(sock: File, number: int) -> int:

@@ -164,6 +164,19 @@ class _Lib:
         how: int,
         /,
     ) -> int: ...
+    def au_prepare_splice(
+        self,
+        ring: CRing,
+        user_data: int,
+        opcode: int,
+        fd: int,
+        offset: int,
+        source: int,
+        source_offset: int,
+        length: int,
+        how: int,
+        /,
+    ) -> int: ...
     def au_prepare_select(
         self,
         ring: CRing,
@@ -258,6 +271,13 @@ class _Lib:
         self, message: CStruct, buffers: CBuffers, key: int, start: int, length: int, /
     ) -> int: ...
     def au_message_address(self, message: CStruct, address: bytes, size: int, /) -> int: ...
+    def au_message_control(self, message: CStruct, memory: CMemory, capacity: int, /) -> int: ...
+    def au_message_name(self, message: CStruct, name: CMemory, room: int, /) -> int: ...
+    def au_message_control_size(self, message: CStruct, /) -> int: ...
+    def au_message_flags(self, message: CStruct, /) -> int: ...
+    def au_prepare_receive_message(
+        self, ring: CRing, user_data: int, opcode: int, fd: int, message: CStruct, op_flags: int, how: int, /
+    ) -> int: ...
     def au_prepare_message(
         self,
         ring: CRing,
@@ -396,6 +416,8 @@ class _Lib:
     AU_RECVSEND_FIXED_BUF: Final[int]
     AU_SEND_ZC_REPORT_USAGE: Final[int]
     AU_RECV_MULTISHOT: Final[int]
+    AU_ACCEPT_MULTISHOT: Final[int]
+    AU_POLL_ADD_MULTI: Final[int]
     AU_CANCEL_ALL: Final[int]
     AU_CANCEL_FD: Final[int]
     AU_CANCEL_ANY: Final[int]
@@ -446,6 +468,7 @@ class _Lib:
     AU_MAX_BUFFERS: Final[int]
     AU_MAX_VECTORS: Final[int]
     AU_MAX_BUFFER_BYTES: Final[int]
+    AU_MAX_CONTROL: Final[int]
     AU_MAX_FILES: Final[int]
     AU_MAX_GROUP_ENTRIES: Final[int]
     AU_MAX_GROUP_ID: Final[int]

@@ -3,6 +3,7 @@
 import errno
 from typing import Any, Protocol, TypeAlias
 
+from aiouring._address import pack_address
 from aiouring._buffer_ring import BufferRing, OnEmpty
 from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._driver import Driver
@@ -52,6 +53,19 @@ def resolve(file: File) -> tuple[int, Any, int]:
     if number < 0:
         raise kernel_error(errno.EBADF, "the file has been closed")
     return number, file, 0
+
+
+async def packed_address(driver: Driver, sock: File, address: Any) -> bytes:
+    """`address` of the socket's family as the kernel takes it; a host's name is resolved by the loop."""
+    family = getattr(sock, "family", None)
+    if not family:
+        raise ValueError(f"the address family of {sock!r} is not known: give the socket, not its descriptor")
+    try:
+        return pack_address(family, address)
+    except OSError:
+        kind = {name: getattr(sock, name) for name in ("type", "proto")}
+        found = await driver.loop.getaddrinfo(address[0], address[1], family=family, **kind)
+        return pack_address(family, found[0][4])
 
 
 def memory_of(data: Bytes, *, writable: bool) -> tuple[Any, int, Lease | None]:

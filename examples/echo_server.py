@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
-import errno
 import multiprocessing
 import random
 import selectors
@@ -42,17 +41,9 @@ async def echo(ring: aiouring.AsyncRing, pool: aiouring.BufferRing, sock: socket
 
 async def serve(ring: aiouring.AsyncRing, pool: aiouring.BufferRing, listener: socket.socket) -> None:
     """Accept connections, each in a task of its own, until cancelled."""
-    async with asyncio.TaskGroup() as connections:
-        while True:
-            try:
-                connection = await ring.accept(listener)
-            except OSError as error:
-                if error.errno not in PASSING:
-                    raise
-                print(f"cannot accept just now: {error}", file=sys.stderr)
-                await asyncio.sleep(ACCEPT_PAUSE)  # trying again at once would spin until a descriptor is free
-            else:
-                connections.create_task(echo(ring, pool, connection))
+    async with asyncio.TaskGroup() as connections, ring.accept_multishot(listener) as stream:
+        async for connection in stream:  # pauses by itself while no descriptor is free
+            connections.create_task(echo(ring, pool, connection))
 
 
 async def run(options: argparse.Namespace) -> int:
@@ -72,23 +63,6 @@ async def run(options: argparse.Namespace) -> int:
             finally:
                 print_statistics("ring", ring.statistics())
                 print_statistics("pool", pool.statistics())
-
-
-#: What accept(2) reports of a machine that is short of something, or of a peer that gave up; it passes.
-PASSING = {
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOBUFS,
-    errno.ENOMEM,
-    errno.ECONNABORTED,
-    errno.EPERM,
-    errno.EPROTO,
-    errno.ENETDOWN,
-    errno.ENETUNREACH,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-}
-ACCEPT_PAUSE = 0.5  # seconds
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -71,12 +71,13 @@ class Failing:
 
 
 @contextmanager
-def no_more_descriptors() -> Iterator[None]:
-    """Run without a free descriptor: what opens one gets EMFILE."""
-    lowest_free = os.dup(0)
-    os.close(lowest_free)
+def no_more_descriptors(left: int = 0) -> Iterator[None]:
+    """Run with `left` free descriptors: what opens one more gets EMFILE."""
+    free = [os.dup(0) for _ in range(left + 1)]
+    for number in free:
+        os.close(number)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[-1], hard))
     try:
         yield
     finally:

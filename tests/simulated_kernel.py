@@ -235,7 +235,7 @@ class SimulatedKernel:
         group = sqe.buf_index if sqe.flags & lib.AU_SQE_BUFFER_SELECT else None
         operation = Operation(sqe.user_data, sqe.opcode, sqe.fd, sqe.addr, sqe.len, sqe.op_flags, group)
         self.pending.append(operation)
-        if operation.fd < 0 and operation.opcode != lib.AU_OP_NOP:
+        if operation.fd < 0 and operation.opcode not in (lib.AU_OP_NOP, lib.AU_OP_TIMEOUT):
             self._complete(operation, -errno.EBADF)
         elif group is not None and not (group in self.groups and self.groups[group].look()):
             self._complete(operation, -errno.ENOBUFS)  # at once, whether there is data or not

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aiouring._address import SUN_PATH_BYTES, pack_address
+from aiouring._address import SUN_PATH_BYTES, pack_address, unpack_address
 from aiouring._uring import ffi
 
 pytestmark = pytest.mark.needs_no_ring
@@ -131,3 +131,29 @@ def test_memory_for_the_kernel_is_exact() -> None:
     """A C array made of the packed bytes has their length: no zero is added."""
     packed = pack_address(socket.AF_INET, ("127.0.0.1", 80))
     assert ffi.sizeof(ffi.from_buffer(packed)) == len(packed) == 16
+
+
+@pytest.mark.parametrize(
+    ("family", "address"),
+    [
+        (socket.AF_INET, ("192.0.2.1", 8080)),
+        (socket.AF_INET6, ("2001:db8::1", 8080, 0xABCDE, 0)),
+        (socket.AF_INET6, ("fe80::1", 1, 0, 3)),
+        (socket.AF_UNIX, "/run/some socket"),
+        (socket.AF_UNIX, b"\0abstract\0name"),
+        (socket.AF_UNIX, "s" * (SUN_PATH_BYTES - 1)),
+    ],
+)
+def test_unpacked_is_what_was_packed(family: int, address: Any) -> None:
+    """There and back, as Python's socket module writes it."""
+    assert unpack_address(pack_address(family, address)) == address
+
+
+def test_unpacking_what_has_no_name() -> None:
+    """No address is None, an unnamed Unix socket's is empty, an unknown family's stays bytes."""
+    family = struct.pack("=H", socket.AF_UNIX)
+    assert unpack_address(b"") is None
+    assert unpack_address(family) == ""
+    assert unpack_address(family + "ä".encode() + b"\0rest") == "ä"
+    assert unpack_address(struct.pack("=H", 99) + b"abc") == (99, b"abc")
+    assert unpack_address(struct.pack("=H", socket.AF_INET) + b"ab") == (socket.AF_INET, b"ab"), "cut off"

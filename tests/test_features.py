@@ -93,7 +93,8 @@ def test_features_without_an_opcode_of_their_own() -> None:
     assert missing == {
         "registered buffers", "vectored fixed I/O", "installing registered files", "zero-copy send",
         "zero-copy sendmsg", "zero-copy sendmsg of registered buffers", "buffer tags", "bundles",
-        "waits with a timeout", "minimum waits", "absolute waits",
+        "waits with a timeout", "minimum waits", "absolute waits", "multishot accept",
+        "multishot poll", "bind and listen",
     }  # fmt: skip
 
 

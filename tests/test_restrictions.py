@@ -300,6 +300,7 @@ UNDER_RESTRICTIONS = (
     "test_file_verbs", "test_socket_verbs", "test_verbs", "test_registered_buffers", "test_buffer_ring",
     "test_registration_verbs", "test_close", "test_async_ring", "test_wake_ups", "test_connection", "test_multishot",
     "test_receive_stream", "test_sending", "test_registered_files", "test_direct_verbs", "test_slot_requests",
+    "test_listener_verbs", "test_message_verbs", "test_descriptor_verbs",
 )  # fmt: skip
 
 

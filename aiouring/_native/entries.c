@@ -221,6 +221,27 @@ int au_prepare_fixed_vector(au_ring *ring, uint64_t user_data, int opcode, int f
     return 0;
 }
 
+/* Both descriptors are looked up by a worker, later: the caller keeps them, whatever becomes of the files' others. */
+int au_prepare_splice(au_ring *ring, uint64_t user_data, int opcode, int fd, int64_t offset, int source,
+                      int64_t source_offset, int64_t length, uint64_t how)
+{
+    struct au_sqe *sqe;
+    if (offset < -1 || source_offset < -1)
+        return AU_BAD_OFFSET;
+    if (source < 0)
+        return -EBADF;
+    if (length < 0)
+        return AU_BAD_LENGTH;
+    int rc = next_entry(ring, user_data, opcode, fd, how, &sqe);
+    if (rc < 0)
+        return rc;
+    sqe->off = (uint64_t)offset;
+    sqe->addr = (uint64_t)source_offset;
+    sqe->len = clamp(length);
+    sqe->file_index = source; /* splice_fd_in, here */
+    return 0;
+}
+
 int au_prepare_select(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
                       int64_t length, int64_t offset, uint32_t op_flags, uint64_t how)
 {

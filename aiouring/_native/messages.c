@@ -1,7 +1,8 @@
-/* Messages: what sendmsg sends, from several places, and to whom.
+/* Messages: what sendmsg sends, from several places, and to whom; what recvmsg receives, and from whom.
  *
- * Ownership.  Python allocates a message and keeps it, with the memory of its parts, until the request's final
- * completion; the kernel reads the header and the vector when it takes the request, and the parts until the end.
+ * Ownership.  Python allocates a message and keeps it, with the memory of its parts and of its control data, until
+ * the request's final completion; the kernel reads the header and the vector when it takes the request, and the parts
+ * until the end.  Of a receive it writes the header, the address and the control data, at any moment until the end.
  */
 #include "uring.h"
 
@@ -45,6 +46,38 @@ int au_message_address(au_message *message, const char *address, uint32_t size)
     return 0;
 }
 
+/* Control data, to be sent or received: all of `memory`, which Python keeps as long as the message. */
+int au_message_control(au_message *message, void *memory, int64_t capacity)
+{
+    if (capacity < 0 || capacity > AU_MAX_CONTROL)
+        return AU_BAD_LENGTH;
+    message->control_size = (size_t)capacity;
+    message->header.msg_control = capacity ? memory : NULL;
+    message->header.msg_controllen = (size_t)capacity;
+    return 0;
+}
+
+/* After a receive: from whom, its length in bytes.  One that was cut off has the length of what is there. */
+int au_message_name(const au_message *message, char *name, uint32_t room)
+{
+    uint32_t length = message->header.msg_namelen;
+    if (length > sizeof message->address)
+        length = sizeof message->address;
+    if (length > room)
+        return AU_BAD_LENGTH;
+    memcpy(name, &message->address, length);
+    return (int)length;
+}
+
+/* ... how much of the control data's memory was written, and what recvmsg(2) calls msg_flags. */
+int64_t au_message_control_size(const au_message *message)
+{
+    size_t size = message->header.msg_controllen;
+    return (int64_t)(size < message->control_size ? size : message->control_size);
+}
+
+int au_message_flags(const au_message *message) { return message->header.msg_flags; }
+
 /* `buffers` is NULL, or the table of the registered buffer that all parts lie in, and `key` names it there. */
 int au_prepare_message(au_ring *ring, uint64_t user_data, int opcode, int fd, au_message *message,
                        au_buffers *buffers, uint64_t key, uint32_t op_flags, uint64_t how)
@@ -65,6 +98,17 @@ int au_prepare_message(au_ring *ring, uint64_t user_data, int opcode, int fd, au
         sqe->buf_index = (uint16_t)(key & AU_SLOT_MASK);
     }
     return 0;
+}
+
+/* A receive; what an earlier try wrote into the header is put back. */
+int au_prepare_receive_message(au_ring *ring, uint64_t user_data, int opcode, int fd, au_message *message,
+                               uint32_t op_flags, uint64_t how)
+{
+    message->header.msg_name = &message->address;
+    message->header.msg_namelen = sizeof message->address;
+    message->header.msg_controllen = message->control_size;
+    message->header.msg_flags = 0;
+    return au_prepare_message(ring, user_data, opcode, fd, message, NULL, 0, op_flags, how);
 }
 
 /* A zero-copy send from a registered buffer. */

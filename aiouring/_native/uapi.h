@@ -309,6 +309,10 @@ enum {
     AU_RECV_MULTISHOT = 1u << 1,      /* since Linux 6.0 */
 };
 
+enum { AU_ACCEPT_MULTISHOT = 1u << 0 }; /* since Linux 5.19 */
+
+enum { AU_POLL_ADD_MULTI = 1u << 0 }; /* in len; since Linux 5.13 */
+
 enum {
     AU_CANCEL_ALL = 1u << 0, /* these three since Linux 5.19 */
     AU_CANCEL_FD = 1u << 1,
@@ -390,6 +394,7 @@ enum { AU_CLONE_DST_REPLACE = 1u << 1 }; /* since Linux 6.13 */
 #define AU_MAX_BUFFERS 16384
 #define AU_MAX_VECTORS 1024 /* ranges in one readv or writev, UIO_MAXIOV */
 #define AU_MAX_BUFFER_BYTES (1LL << 30)
+#define AU_MAX_CONTROL (1 << 20) /* bytes of control data; the kernel has a limit of its own (optmem_max) */
 #define AU_MAX_FILES (1 << 20)
 #define AU_MAX_GROUP_ENTRIES 32768
 #define AU_MAX_GROUP_ID 65535

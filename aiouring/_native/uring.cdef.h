@@ -97,6 +97,8 @@ int au_prepare_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd, au_b
 int au_prepare_fixed_vector(au_ring *ring, uint64_t user_data, int opcode, int fd, au_buffers *buffers, uint64_t key,
                             struct iovec *vectors, const int64_t *ranges, uint32_t count, int64_t offset,
                             uint64_t how);
+int au_prepare_splice(au_ring *ring, uint64_t user_data, int opcode, int fd, int64_t offset, int source,
+                      int64_t source_offset, int64_t length, uint64_t how);
 int au_prepare_select(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
                       int64_t length, int64_t offset, uint32_t op_flags, uint64_t how);
 
@@ -147,6 +149,12 @@ void au_group_close(au_group *group);
 int au_message_add(au_message *message, const void *memory, int64_t capacity, int64_t start, int64_t length);
 int au_message_add_fixed(au_message *message, au_buffers *buffers, uint64_t key, int64_t start, int64_t length);
 int au_message_address(au_message *message, const char *address, uint32_t size);
+int au_message_control(au_message *message, void *memory, int64_t capacity);
+int au_message_name(const au_message *message, char *name, uint32_t room);
+int64_t au_message_control_size(const au_message *message);
+int au_message_flags(const au_message *message);
+int au_prepare_receive_message(au_ring *ring, uint64_t user_data, int opcode, int fd, au_message *message,
+                               uint32_t op_flags, uint64_t how);
 int au_prepare_message(au_ring *ring, uint64_t user_data, int opcode, int fd, au_message *message,
                        au_buffers *buffers, uint64_t key, uint32_t op_flags, uint64_t how);
 int au_prepare_send_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd, au_buffers *buffers, uint64_t key,

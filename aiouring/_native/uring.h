@@ -162,6 +162,7 @@ typedef struct au_group {
 
 typedef struct au_message {
     uint32_t capacity, count; /* of the vector */
+    size_t control_size; /* of the control data's memory */
     struct msghdr header;
     struct sockaddr_storage address;
     struct iovec vector[];
