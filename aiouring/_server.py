@@ -8,12 +8,10 @@ How this fits together
    aborted when it raises.  What a handler raises is the exception handler's, not the server's.
 3. `close()` only stops accepting.  `wait_closed()` waits for the handlers, too, however long they take;
    `close_clients()` and `abort_clients()` end their connections, and so, as a rule, them.
-4. A machine that is short of descriptors or memory passes: accepting pauses, longer each time, and goes on.
+4. A machine that is short of descriptors or memory passes: `accept_multishot()` pauses, longer each time, and goes on.
 """
 
 import asyncio
-import errno
-import logging
 import os
 import socket
 from typing import Self, cast
@@ -26,27 +24,6 @@ from aiouring._errors import RingClosedError
 from aiouring._framing import LIMIT
 from aiouring._listening import Hosts, UnixListener, listen, listen_on
 from aiouring._stream_adapter import Handler, StreamHandler, on_streams
-
-log = logging.getLogger("aiouring")
-
-#: What accept(2) reports while the machine is short of something, and the pauses then, in seconds.
-_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-FIRST_PAUSE = 0.1
-LONGEST_PAUSE = 1.0
-
-#: What accept(2) reports of one connection, which is gone with that.
-_GONE = (
-    errno.ECONNABORTED,
-    errno.EPERM,
-    errno.EPROTO,
-    errno.ENETDOWN,
-    errno.ENETUNREACH,
-    errno.ENONET,
-    errno.ENOPROTOOPT,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.EOPNOTSUPP,
-)
 
 
 class Server:
@@ -186,22 +163,9 @@ class Server:
     # ---- accepting -----------------------------------------------------------------------------
 
     async def _accept(self, listener: socket.socket) -> None:
-        """Accept for ever, whatever passes."""
-        pause = 0.0
-        while True:
-            try:
-                sock = await self._ring.accept(listener)
-            except OSError as error:
-                if error.errno in _GONE:
-                    continue
-                if error.errno not in _SHORT:
-                    raise
-                if not pause:  # once, until a connection could be accepted again
-                    log.warning("cannot accept on %s just now: %s", listener.getsockname(), error)
-                pause = min(LONGEST_PAUSE, 2 * pause or FIRST_PAUSE)
-                await asyncio.sleep(pause)  # trying at once would spin
-            else:
-                pause = 0.0
+        """Accept for ever; the stream knows what passes, and pauses while the machine is short of something."""
+        async with self._ring.accept_multishot(listener) as connections:
+            async for sock in connections:
                 self._welcome(sock)
 
     def _accepted(self, task: "asyncio.Task[None]") -> None:
@@ -298,7 +262,7 @@ async def start_server(
         OSError: nobody can listen there; the text says where.
         ValueError: not exactly one of a host or port, `sock` and `path` is given.
 
-    Since Linux 6.0.  See io_uring_prep_accept(3).
+    Since Linux 6.0.  See io_uring_prep_multishot_accept(3).
     """
     if not callable(handler):
         raise TypeError(f"a handler is an async function of a Connection, not {type(handler).__name__}")
