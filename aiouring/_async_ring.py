@@ -181,7 +181,7 @@ class AsyncRing(
         """Do nothing, by way of the kernel: for measuring."""
         await (self._driver or self._bound()).perform(Request(), _prepare, _NOP, -1, 0, 0, 0, 0, 0)
 
-    def claim(self, sock: socket.socket) -> Driver:
+    def _claim(self, sock: socket.socket) -> Driver:
         """The driver, for a connection that takes over `sock`; raises where the socket is in use."""
         if not isinstance(sock, socket.socket):
             raise TypeError(f"a socket.socket is needed, not {type(sock).__name__}")

@@ -64,7 +64,7 @@ class Connection:
         if sock.type != socket.SOCK_STREAM:
             raise ValueError(f"a connection is a stream socket, not {sock.type!r}")
         high = most_pending(group, max_pending)
-        self._driver = driver = ring.claim(sock)
+        self._driver = driver = ring._claim(sock)
         self._socket = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
         self._socket.setblocking(False)  # noqa: FBT003 - the standard library's signature
         number = self._socket.fileno()
