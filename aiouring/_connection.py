@@ -20,6 +20,7 @@ from typing import Any, Self
 from aiouring._async_ring import AsyncRing
 from aiouring._buffer_ring import BufferRing, ProvidedBuffer, end_of_stream
 from aiouring._errors import RingClosedError, kernel_error
+from aiouring._features import require
 from aiouring._framing import LIMIT, Framing
 from aiouring._lease import Lease
 from aiouring._multishot import Receiving, most_pending
@@ -63,6 +64,7 @@ class Connection:
             raise TypeError(f"a BufferRing from register_buffer_ring() is needed, not {type(group).__name__}")
         if sock.type != socket.SOCK_STREAM:
             raise ValueError(f"a connection is a stream socket, not {sock.type!r}")
+        require("multishot receive")
         high = most_pending(group, max_pending)
         self._driver = driver = ring._claim(sock)
         self._socket = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())

@@ -105,6 +105,7 @@ FEATURES: dict[str, Feature] = {
     "registered waits": Feature("6.13", _answers(errno.EFAULT, lib.AU_REGISTER_MEM_REGION)),
     "restrictions": Feature("5.10", _answers(errno.EBADFD, lib.AU_REGISTER_RESTRICTIONS)),
     "multishot accept": Feature("5.19", _opcode(Opcode.SOCKET)),  # the same release
+    "multishot receive": Feature("6.0", _opcode(Opcode.SEND_ZC)),  # the same release
     "multishot poll": Feature("5.13", _bit(Features.RSRC_TAGS)),  # the same release
     "bind and listen": Feature("6.11", _opcode(Opcode.BIND)),
     "zero-copy send": Feature("6.0", _opcode(Opcode.SEND_ZC)),

@@ -10,6 +10,7 @@ from aiouring._address import pack_address
 from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer, end_of_stream, private_copy
 from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._errors import ResourceBusyError, RingClosedError
+from aiouring._features import require
 from aiouring._multishot import Receiving, most_pending
 from aiouring._receive_stream import ReceiveStream
 from aiouring._request import Accept, ProvidedReceive, Receive, Request, Write
@@ -138,6 +139,7 @@ class SocketVerbs(Verbs):
 
         Since Linux 6.0.  See io_uring_prep_recv_multishot(3).
         """
+        require("multishot receive")
         number, file, how = resolve(sock)
         if not isinstance(group, BufferRing):
             raise TypeError(f"a BufferRing from register_buffer_ring() is needed, not {type(group).__name__}")

@@ -9,6 +9,7 @@ import pytest
 from conftest import RingFactory
 
 import aiouring
+from aiouring import _features
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -254,3 +255,17 @@ async def test_e1_ended_before_there_was_room(new_ring: RingFactory, end: str) -
     for left, right in pairs:
         left.close()
         right.close()
+
+
+async def test_a_kernel_without_it(ring: aiouring.AsyncRing, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel has no multishot receive the error names the version, and the socket is left as it was."""
+    group = ring.register_buffer_ring(count=8, size=16)
+    monkeypatch.setattr(_features, "_here", frozenset())
+    with pytest.raises(aiouring.UnsupportedKernelError, match=r"multishot receive: needs Linux 6\.0"):
+        ring.recv_multishot(pair[0], group)
+    with pytest.raises(aiouring.UnsupportedKernelError, match=r"multishot receive: needs Linux 6\.0"):
+        aiouring.Connection(ring, pair[0], group)
+    assert pair[0].fileno() >= 0
+    pair[1].send(b"x")
+    with await ring.recv(pair[0], group) as chunk:
+        assert len(chunk) == 1
