@@ -60,9 +60,9 @@ class Driver(Turns):
     def __init__(self, ring: CoreRing, loop: asyncio.AbstractEventLoop, cancel_timeout: float) -> None:
         self.cancel_timeout = cancel_timeout
         self.detached = 0
+        self._stopped: set[int] = set()  # requests that are being cancelled together with their file
         # The C core checks the thread and the process of each request; if this loop runs in this thread, it is the
-        # running one.  The first request of a turn asks.  (Asking asyncio for the running loop would be a system
-        # call, getpid, in CPython 3.11.)
+        # running one.  (Asking asyncio for the running loop would be a system call, getpid, in CPython 3.11.)
         self._is_running = loop.is_running
         super().__init__(ring, Registry(self), loop)
         LIVE.add(self)
@@ -197,6 +197,8 @@ class Driver(Turns):
     async def _failed(self, request: Request, prepare: Callable[..., int], arguments: tuple[Any, ...]) -> int:
         """Turn a negative result into an exception; EAGAIN and EINTR are ours to deal with."""
         number = -request.result
+        if number == errno.EINTR and request.user_data in self._stopped:
+            number = errno.ECANCELED  # how a worker's request says so
         if self.broken:
             raise OSError(self.broken.errno, self.broken.strerror)
         if number not in (errno.EAGAIN, errno.EINTR):
@@ -222,16 +224,16 @@ class Driver(Turns):
             self._detach(request)  # it will never be heard of again
         if not request.ended and request.waiter is not None:
             request.waiter = self.new_future()
-            self.cancel_soon(request)
             timer = self.loop.call_later(self.cancel_timeout, self._give_up_on, request)
             try:
-                while request.waiter is not None and not request.ended:
-                    try:
-                        await request.waiter
-                    except asyncio.CancelledError:
-                        # We are leaving already; wait on, with a fresh future.
-                        if request.waiter is not None:
-                            request.waiter = self.new_future()
+                with self._insisting([request]):
+                    while request.waiter is not None and not request.ended:
+                        try:
+                            await request.waiter
+                        except asyncio.CancelledError:
+                            # We are leaving already; wait on, with a fresh future.
+                            if request.waiter is not None:
+                                request.waiter = self.new_future()
             except BaseException:
                 self._detach(request)
                 raise
@@ -240,13 +242,36 @@ class Driver(Turns):
         if request.ended:
             self._unclaimed(request)
 
+    @contextlib.contextmanager
+    def _insisting(self, requests: list[Request]) -> Iterator[None]:
+        """Cancel `requests`, and those that have not ended again after a while, and after twice as long again.
+
+        One that is on its way to a worker of the kernel, as a connect that has to wait, is found by no cancel (ENOENT).
+        """
+        timer: asyncio.TimerHandle | None = None
+
+        def _insist(patience: float = 0.02) -> None:
+            nonlocal timer
+            unended = [request for request in requests if not request.ended]
+            for request in unended:
+                self.cancel_soon(request)
+            timer = self.loop.call_later(patience, _insist, 2 * patience) if unended else None
+
+        _insist()
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
+
     async def stop(self, requests: list[Request]) -> int:
         """Cancel `requests` and wait until the kernel is done with them; returns how many there were."""
-        for request in requests:
-            self.cancel_soon(request)
-        ends = [end for request in requests if (end := request.end()) is not None]
-        if ends:
-            await asyncio.wait(ends, timeout=self.cancel_timeout)
+        self._stopped |= (numbers := {request.user_data for request in requests})
+        with self._insisting(requests):
+            ends = [end for request in requests if (end := request.end()) is not None]
+            if ends:
+                await asyncio.wait(ends, timeout=self.cancel_timeout)
+        self._stopped -= numbers
         return len(requests)
 
     def _detach(self, request: Request) -> None:
@@ -295,17 +320,16 @@ class Driver(Turns):
     async def close(self, timeout: float) -> None:
         """Cancel everything, reap it for at most `timeout` seconds, then let go of the ring."""
         self._dismiss(RingClosedError("the ring was closed while this waited for a buffer"))
-        for request in list(self.inflight.values()):
-            self.cancel_soon(request)
-        for sender in list(self.senders.values()):
-            sender.drop(RingClosedError("the ring was closed"))
-        if not self.idle and not self.broken:
-            self._emptied = self.new_future()
-            timer = self.loop.call_later(timeout, self._give_up)
-            try:
-                await self._emptied
-            finally:
-                timer.cancel()
+        with self._insisting(list(self.inflight.values())):
+            for sender in list(self.senders.values()):
+                sender.drop(RingClosedError("the ring was closed"))
+            if not self.idle and not self.broken:
+                self._emptied = self.new_future()
+                timer = self.loop.call_later(timeout, self._give_up)
+                try:
+                    await self._emptied
+                finally:
+                    timer.cancel()
         self.let_go()
 
     def _deliver_all(self, count: int) -> None:

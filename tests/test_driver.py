@@ -346,3 +346,29 @@ async def test_c14_eager_tasks(ring: aiouring.AsyncRing, pair: Pair) -> None:
     assert await task == 5
     assert memory[:5] == b"eager"
     await asyncio.gather(*(asyncio.Task(ring.nop(), **eager) for _ in range(20)))
+
+
+@pytest.mark.parametrize("how", ["cancelled", "stopped", "ring closed"])
+async def test_a4_a_cancel_that_comes_too_early_is_sent_again(new_ring: RingFactory, tmp_path: Path, how: str) -> None:
+    """A request on its way to a worker, which no cancel finds (with DEFER_TASKRUN a connect), ends soon all the same.
+
+    It was waited for until cancel_timeout, or kept for ever by a ring that was closed.
+    """
+    ring = await new_ring(cancel_timeout=30.0, close_timeout=30.0)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen(0)
+        first.connect(str(tmp_path / "socket"))  # the backlog is full: the next one has to wait
+        with socket.socket(socket.AF_UNIX) as sock:
+            task = asyncio.create_task(ring.connect(sock, str(tmp_path / "socket")))
+            await asyncio.sleep(0)
+            async with asyncio.timeout(5):
+                if how == "cancelled":
+                    task.cancel()
+                elif how == "stopped":
+                    await ring.cancel(sock)
+                else:
+                    await ring.aclose()
+                await asyncio.wait([task])
+            assert task.cancelled() or task.exception() is not None
+            assert ring.statistics().detached == 0
