@@ -29,14 +29,19 @@ def new_message(parts: Iterable[Any], *, writable: bool) -> tuple[Any, list[Any]
     held = [
         ffi.from_buffer(part.view if isinstance(part, Lease) else part, require_writable=writable) for part in parts
     ]
-    count = len(held)
+    message = empty_message(len(held))
+    for memory in held:
+        checked(lib.au_message_add(message, memory, len(memory), 0, len(memory)))
+    return message, held
+
+
+def empty_message(count: int) -> Any:
+    """A message with room for `count` parts."""
     if count > lib.AU_MAX_VECTORS:
         raise ValueError(f"{count} parts are given, more than {lib.AU_MAX_VECTORS}")
     message = ffi.new("au_message *", {"vector": count})
     message.capacity = count
-    for memory in held:
-        checked(lib.au_message_add(message, memory, len(memory), 0, len(memory)))
-    return message, held
+    return message
 
 
 def checked(code: int, **numbers: int) -> None:

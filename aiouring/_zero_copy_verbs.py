@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from aiouring._address import pack_address
-from aiouring._errors import failure, kernel_error
+from aiouring._errors import kernel_error
 from aiouring._features import require
 from aiouring._fixed_buffer import FixedBuffer
-from aiouring._lease import Lease
+from aiouring._messages import checked, empty_message, new_message
 from aiouring._request import ZeroCopy, ZeroCopyMessage
 from aiouring._uring import ffi, lib
 from aiouring._verbs import Bytes, File, Verbs, memory_of, resolve
@@ -92,10 +92,8 @@ class ZeroCopyVerbs(Verbs):
         `send_zc`.  Since Linux 6.1.  See io_uring_prep_sendmsg_zc(3).
         """
         require("zero-copy sendmsg")
-        held = [ffi.from_buffer(part.view if isinstance(part, Lease) else part) for part in parts]
-        message = _message(len(held), sock, address)
-        for memory in held:
-            _checked(lib.au_message_add(message, memory, len(memory), 0, len(memory)))
+        message, held = new_message(parts, writable=False)
+        _address(message, sock, address)
         return await self._sendmsg_zc(sock, message, held, None)
 
     async def sendmsg_zc_fixed(
@@ -110,10 +108,11 @@ class ZeroCopyVerbs(Verbs):
             raise TypeError(f"a FixedBuffer from RegisteredBuffers.acquire() is needed, not {type(buffer).__name__}")
         buffer.memory()  # raises if it was released
         pairs = list(ranges)
-        message = _message(len(pairs), sock, address)
+        message = empty_message(len(pairs))
+        _address(message, sock, address)
         for start, length in pairs:
             code = lib.au_message_add_fixed(message, buffer.table, buffer.number, start, length)
-            _checked(code, start=start, length=length, capacity=len(buffer), index=buffer.index)
+            checked(code, start=start, length=length, capacity=len(buffer), index=buffer.index)
         return await self._sendmsg_zc(sock, message, [], buffer)
 
     async def _sendmsg_zc(self, sock: File, message: Any, held: list[Any], buffer: FixedBuffer | None) -> ZeroCopySent:
@@ -147,24 +146,14 @@ class ZeroCopyVerbs(Verbs):
         return ZeroCopySent(request.sent, copied=outcome == request.copied)
 
 
-def _message(count: int, sock: File, address: Any) -> Any:
-    """A message with room for `count` parts, to `address`."""
-    if not 1 <= count <= lib.AU_MAX_VECTORS:
-        raise ValueError(f"{count} parts are given, outside 1 to {lib.AU_MAX_VECTORS}")
-    message = ffi.new("au_message *", {"vector": count})
-    message.capacity = count
+def _address(message: Any, sock: File, address: Any) -> None:
+    """Say where a message goes to."""
     if address is not None:
         family = getattr(sock, "family", None)
         if not family:
             raise ValueError(f"the address family of {sock!r} is not known: give the socket, not its descriptor")
         packed = pack_address(family, address)
-        _checked(lib.au_message_address(message, packed, len(packed)))
-    return message
-
-
-def _checked(code: int, **numbers: int) -> None:
-    if code < 0:
-        raise failure(code, "filling a message", **numbers)
+        checked(lib.au_message_address(message, packed, len(packed)))
 
 
 def _explained(error: OSError) -> OSError:
