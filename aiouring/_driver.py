@@ -28,7 +28,7 @@ from aiouring._errors import RingClosedError, WrongContextError, failure, kernel
 from aiouring._registry import Registry
 from aiouring._request import Request, identify
 from aiouring._ring import CoreRing
-from aiouring._turns import Turns
+from aiouring._turns import Insistence, Turns
 from aiouring._uring import lib
 
 #: What the kernel may still write to although its ring is gone; kept for the life of the process.
@@ -226,7 +226,7 @@ class Driver(Turns):
             request.waiter = self.new_future()
             timer = self.loop.call_later(self.cancel_timeout, self._give_up_on, request)
             try:
-                with self._insisting([request]):
+                with Insistence(self, [request]):
                     while request.waiter is not None and not request.ended:
                         try:
                             await request.waiter
@@ -242,32 +242,10 @@ class Driver(Turns):
         if request.ended:
             self._unclaimed(request)
 
-    @contextlib.contextmanager
-    def _insisting(self, requests: list[Request]) -> Iterator[None]:
-        """Cancel `requests`, and those that have not ended again after a while, and after twice as long again.
-
-        One that is on its way to a worker of the kernel, as a connect that has to wait, is found by no cancel (ENOENT).
-        """
-        timer: asyncio.TimerHandle | None = None
-
-        def _insist(patience: float = 0.02) -> None:
-            nonlocal timer
-            unended = [request for request in requests if not request.ended]
-            for request in unended:
-                self.cancel_soon(request)
-            timer = self.loop.call_later(patience, _insist, 2 * patience) if unended else None
-
-        _insist()
-        try:
-            yield
-        finally:
-            if timer is not None:
-                timer.cancel()
-
     async def stop(self, requests: list[Request]) -> int:
         """Cancel `requests` and wait until the kernel is done with them; returns how many there were."""
         self._stopped |= (numbers := {request.user_data for request in requests})
-        with self._insisting(requests):
+        with Insistence(self, requests):
             ends = [end for request in requests if (end := request.end()) is not None]
             if ends:
                 await asyncio.wait(ends, timeout=self.cancel_timeout)
@@ -320,7 +298,7 @@ class Driver(Turns):
     async def close(self, timeout: float) -> None:
         """Cancel everything, reap it for at most `timeout` seconds, then let go of the ring."""
         self._dismiss(RingClosedError("the ring was closed while this waited for a buffer"))
-        with self._insisting(list(self.inflight.values())):
+        with Insistence(self, list(self.inflight.values())):
             for sender in list(self.senders.values()):
                 sender.drop(RingClosedError("the ring was closed"))
             if not self.idle and not self.broken:
