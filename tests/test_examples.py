@@ -8,7 +8,6 @@ import os
 import pty
 import random
 import re
-import resource
 import select
 import signal
 import socket
@@ -56,10 +55,16 @@ def load(path: Path) -> Any:
 
 
 @contextmanager
-def serving(*options: str) -> Iterator[tuple["subprocess.Popen[str]", tuple[str, int]]]:
-    """An echo server in a process of its own, and its address; killed if the test leaves it running."""
+def serving(*options: str, files: int = 1024) -> Iterator[tuple["subprocess.Popen[str]", tuple[str, int]]]:
+    """An echo server in a process of its own, and its address; killed if the test leaves it running.
+
+    It may have `files` descriptors, from the start: an accept that is armed goes by the limit of that moment.
+    """
+    limited = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, ({files}, {files})); "
+    limited += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    python = [sys.executable, "-c", limited, "-X", "dev", "-W", "error"]
     with subprocess.Popen(
-        [sys.executable, "-X", "dev", "-W", "error", str(ECHO_SERVER), "--port", "0", *options],
+        [*python, str(ECHO_SERVER), "--port", "0", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -190,18 +195,18 @@ def processor_time(pid: int) -> float:
 def test_echo_out_of_descriptors() -> None:
     """Without a free descriptor the server neither ends nor spins, says so once, and accepts again when one is free."""
     with ExitStack() as stack:
-        process, address = stack.enter_context(serving())
+        process, address = stack.enter_context(serving(files=32))
         used = len(os.listdir(f"/proc/{process.pid}/fd"))
-        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (used + 2, used + 2))
-        connections = [stack.enter_context(connect(address)) for _ in range(4)]
+        room = 32 - used
+        connections = [stack.enter_context(connect(address)) for _ in range(room + 2)]
         wait_for_line(process.stderr, "Too many open files")
         before = processor_time(process.pid)
         time.sleep(0.5)  # nothing is waited for: this is the time that is measured
         assert processor_time(process.pid) - before < 0.1, "it spins"
-        for connection in connections[:2]:
+        for connection in connections[:room]:
             assert echoes(connection, b"served")
             connection.close()
-        for connection in connections[2:]:
+        for connection in connections[room:]:
             assert echoes(connection, b"served later")
         assert "Too many open files" not in interrupt(process)[1]
 
