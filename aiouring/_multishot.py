@@ -76,6 +76,7 @@ class Receiving(Request):
         "_stopping",
         "_ticket",
         "_total",
+        "_withdrawn",
         "armed",
         "closing",
         "group",
@@ -108,6 +109,7 @@ class Receiving(Request):
         self._place: asyncio.Future[None] | None = None  # in the group's line
         self._ticket = 0  # its place in that line; kept until data comes
         self._stopping = False
+        self._withdrawn = False  # whoever stops all requests on the file has cancelled it
         self.armed = self.closing = self.over = False
         while data := driver.leftovers.take(fd, group.size) if driver.leftovers.kept else b"":
             self._early.append(private_copy(data))
@@ -212,6 +214,8 @@ class Receiving(Request):
         self._over_for_the_kernel()
         if self.closing:
             self._retire()
+        elif self._withdrawn:
+            self._finish(kernel_error(errno.ECANCELED, "the requests on this file were cancelled"))
         else:
             self._armed_no_more(result, stopped=stopped)
 
@@ -294,9 +298,13 @@ class Receiving(Request):
         return len(self._arrivals) + len(self._early)
 
     def end(self) -> "asyncio.Future[int] | None":
-        """What resolves when the kernel is done with the request; None if it has none."""
+        """What resolves when the kernel is done, for whoever has cancelled all on the file; None if it has no request.
+
+        That cancel may meet a request that ends by itself in this moment: it is not armed again all the same.
+        """
         if not self.armed:
             return None
+        self._withdrawn = True
         end = self._driver.new_future()
         self._ends.append(end)
         return end

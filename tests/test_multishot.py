@@ -290,3 +290,25 @@ async def test_d11_group_unregistered_while_chunks_are_queued(ring: aiouring.Asy
     assert got == [b"aaaa", b"bbbb"]
     assert group.statistics().in_use == 0
     await stream.aclose()
+
+
+async def test_a8_cancelled_in_the_turn_that_ends_the_kernels_request(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """cancel() ends a stream whose request ends by itself in that moment: it is not armed again behind its back."""
+    group = ring.register_buffer_ring(count=8, size=4)
+    for _ in range(20):
+        async with ring.recv_multishot(pair[0], group, max_pending=1) as stream:
+            await ring.nop()
+            cancelling = asyncio.ensure_future(ring.cancel(pair[0]))
+            await asyncio.sleep(0)
+            pair[1].send(b"aaaa")  # as much as one request may bring: its completion is the last
+            assert await cancelling == 1
+            got = b""
+            with pytest.raises(OSError) as caught:
+                async for chunk in stream:
+                    with chunk:
+                        got += bytes(chunk.view)
+            assert caught.value.errno == errno.ECANCELED
+        if not got:
+            with await ring.recv(pair[0], group) as chunk:
+                got = bytes(chunk.view)
+        assert got == b"aaaa"
