@@ -50,6 +50,8 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.exit(f"AIOURING_REQUIRE is set and io_uring is not available: {found.reason}", returncode=3)
     config.stash[_FOUND] = found
     uvloop.new_event_loop().close()  # libuv opens a pair of descriptors once, for good
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the examples, run as children, are interrupted
 
 
 _FOUND: "pytest.StashKey[aiouring.Probe]" = pytest.StashKey()
