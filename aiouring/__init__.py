@@ -17,6 +17,15 @@ from aiouring._errors import (
     UnsupportedKernelError,
     WrongContextError,
 )
+from aiouring._file_flags import (
+    AtFlags,
+    FallocateFlags,
+    RenameFlags,
+    ResolveFlags,
+    StatxAttributes,
+    StatxMask,
+    SyncFileRangeFlags,
+)
 from aiouring._fixed_buffer import FixedBuffer, RegisteredBuffersStatistics
 from aiouring._memory_region import MemoryRegion
 from aiouring._opening import open_connection, open_unix_connection
@@ -29,6 +38,7 @@ from aiouring._retired_buffers import RetiredBuffers
 from aiouring._ring import Completion
 from aiouring._server import Server, start_server
 from aiouring._standing_streams import AcceptStream, PollStream
+from aiouring._stat import StatxResult
 from aiouring._stream_adapter import StreamReader, StreamWriter
 from aiouring._synchronous_ring import Ring
 from aiouring._zero_copy_verbs import ZeroCopySent
@@ -39,6 +49,7 @@ __all__ = [
     "AcceptStream",
     "AioUringError",
     "AsyncRing",
+    "AtFlags",
     "BufferRing",
     "BufferRingStatistics",
     "BuffersExhaustedError",
@@ -47,6 +58,7 @@ __all__ = [
     "Connection",
     "ConnectionStatistics",
     "DirectDescriptor",
+    "FallocateFlags",
     "Features",
     "FilesUpdateError",
     "FixedBuffer",
@@ -62,6 +74,8 @@ __all__ = [
     "Registration",
     "RegisteredFiles",
     "RegisteredFilesStatistics",
+    "RenameFlags",
+    "ResolveFlags",
     "ResourceBusyError",
     "Restrictions",
     "RetiredBuffers",
@@ -71,9 +85,13 @@ __all__ = [
     "RingUnavailableError",
     "Server",
     "SetupFlags",
+    "StatxAttributes",
+    "StatxMask",
+    "StatxResult",
     "StreamReader",
     "StreamWriter",
     "SubmissionFlags",
+    "SyncFileRangeFlags",
     "UnsupportedKernelError",
     "WrongContextError",
     "ZeroCopySent",

@@ -12,6 +12,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from aiouring._attribute_verbs import AttributeVerbs
 from aiouring._descriptor_verbs import DescriptorVerbs
 from aiouring._direct_descriptor import DirectDescriptor, Slot
 from aiouring._direct_verbs import DirectVerbs, close_slot
@@ -20,6 +21,8 @@ from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._file_verbs import FileVerbs
 from aiouring._listener_verbs import ListenerVerbs
 from aiouring._message_verbs import MessageVerbs
+from aiouring._path_verbs import PathVerbs
+from aiouring._range_verbs import RangeVerbs
 from aiouring._registration_verbs import RegistrationVerbs
 from aiouring._request import Close, Request, Timeout
 from aiouring._restrictions import Restrictions
@@ -54,7 +57,17 @@ class RingStatistics:
 
 
 class AsyncRing(
-    RegistrationVerbs, FileVerbs, VectorVerbs, MessageVerbs, ListenerVerbs, ZeroCopyVerbs, DescriptorVerbs, DirectVerbs
+    RegistrationVerbs,
+    FileVerbs,
+    VectorVerbs,
+    MessageVerbs,
+    ListenerVerbs,
+    ZeroCopyVerbs,
+    DescriptorVerbs,
+    RangeVerbs,
+    AttributeVerbs,
+    PathVerbs,
+    DirectVerbs,
 ):
     """One io_uring for one event loop; use it with `async with`, in the loop's thread.
 

@@ -9,6 +9,7 @@ from typing import Any
 from aiouring._direct_descriptor import DirectDescriptor, Slot
 from aiouring._driver import Driver
 from aiouring._errors import RingClosedError, failure, kernel_error, unsupported
+from aiouring._paths import Directory, Naming, StrPath, in_memory
 from aiouring._registered_files import RegisteredFiles, number_of, update_error
 from aiouring._request import Request
 from aiouring._slot_requests import CloseSlot, Install, InstallArray, InstallConnection, Open, Sources, Update
@@ -24,7 +25,7 @@ class DirectVerbs(Verbs):
 
     async def openat(
         self,
-        path: str | bytes | os.PathLike[Any],
+        path: StrPath,
         flags: int = os.O_RDONLY,
         mode: int = 0o666,
         *,
@@ -40,26 +41,28 @@ class DirectVerbs(Verbs):
 
         A descriptor that comes together with a cancellation is closed.  Since Linux 5.6.  See io_uring_prep_openat(3).
         """
-        number, file, how, name = _path(path, dir_fd)
-        driver = self._driver or self._bound()
-        request = Open(number, file, name)
-        return await _make(
-            driver,
-            request,
-            "5.6",
-            lib.au_prepare_open,
-            lib.AU_OP_OPENAT,
-            number,
-            name,
-            flags | os.O_CLOEXEC,
-            mode,
-            -1,
-            how,
-        )
+        name, directory = in_memory(path), Directory(dir_fd)
+        request = Open(directory.number, directory.held, name)
+        with Naming(request, path, directories=(directory,)):
+            return await make(
+                self._driver or self._bound(),
+                request,
+                "5.6",
+                lib.au_prepare_path,
+                lib.AU_OP_OPENAT,
+                directory.number,
+                name,
+                ffi.NULL,
+                ffi.NULL,
+                mode,
+                flags | os.O_CLOEXEC,
+                -1,
+                0,
+            )
 
     async def openat_direct(
         self,
-        path: str | bytes | os.PathLike[Any],
+        path: StrPath,
         flags: int = os.O_RDONLY,
         mode: int = 0o666,
         *,
@@ -77,13 +80,26 @@ class DirectVerbs(Verbs):
         A file that comes together with a cancellation is closed.  Since Linux 5.15, without `index` 5.19.  See
         io_uring_prep_openat_direct(3).
         """
-        number, file, how, name = _path(path, dir_fd)
-        _refuse_cloexec(flags, os.O_CLOEXEC, "O_CLOEXEC")
+        refuse_cloexec(flags, os.O_CLOEXEC, "O_CLOEXEC")
+        name, directory = in_memory(path), Directory(dir_fd)
         driver, table = self._table()
-        request = Install(table, index, number, file, name)
-        await _make(
-            driver, request, "5.15", lib.au_prepare_open, lib.AU_OP_OPENAT, number, name, flags, mode, request.slot, how
-        )
+        request = Install(table, index, directory.number, directory.held, name)
+        with Naming(request, path, directories=(directory,)):
+            await make(
+                driver,
+                request,
+                "5.15",
+                lib.au_prepare_path,
+                lib.AU_OP_OPENAT,
+                directory.number,
+                name,
+                ffi.NULL,
+                ffi.NULL,
+                mode,
+                flags,
+                request.slot,
+                0,
+            )
         return request.claim()[0]
 
     async def socket_direct(
@@ -98,10 +114,10 @@ class DirectVerbs(Verbs):
 
         Raises what `openat_direct()` does.  Since Linux 5.19.  See io_uring_prep_socket_direct(3).
         """
-        _refuse_cloexec(type, socket.SOCK_CLOEXEC, "SOCK_CLOEXEC")
+        refuse_cloexec(type, socket.SOCK_CLOEXEC, "SOCK_CLOEXEC")
         driver, table = self._table()
         request = Install(table, index)
-        await _make(
+        await make(
             driver, request, "5.19", lib.au_prepare_slot, lib.AU_OP_SOCKET, family, type, proto, 0, request.slot, 0
         )
         return request.claim((family, int(type) & ~socket.SOCK_NONBLOCK, proto))[0]
@@ -118,7 +134,7 @@ class DirectVerbs(Verbs):
         number, file, how = resolve(sock)
         driver, table = self._table()
         request = InstallConnection(table, index, number, file)
-        await _make(driver, request, "5.15", lib.au_prepare_slot, lib.AU_OP_ACCEPT, number, 0, 0, 0, request.slot, how)
+        await make(driver, request, "5.15", lib.au_prepare_slot, lib.AU_OP_ACCEPT, number, 0, 0, 0, request.slot, how)
         kind = (sock.family, sock.type, sock.proto) if isinstance(sock, socket.socket | DirectDescriptor) else None
         return request.claim(kind)[0]
 
@@ -132,11 +148,11 @@ class DirectVerbs(Verbs):
         `flags` may have `os.O_DIRECT` and `os.O_NONBLOCK`.  Raises what `openat_direct()` does.  Since Linux 6.16.
         See io_uring_prep_pipe_direct(3).
         """
-        _refuse_cloexec(flags, os.O_CLOEXEC, "O_CLOEXEC")
+        refuse_cloexec(flags, os.O_CLOEXEC, "O_CLOEXEC")
         driver, table = self._table()
         array = ffi.new("int32_t[2]")
         request = InstallArray(table, index, hold=array, count=2)
-        await _make(driver, request, "6.16", lib.au_prepare_array, lib.AU_OP_PIPE, array, 2, request.slot, flags, 0)
+        await make(driver, request, "6.16", lib.au_prepare_array, lib.AU_OP_PIPE, array, 2, request.slot, flags, 0)
         reader, writer = request.claim()
         return reader, writer
 
@@ -187,7 +203,7 @@ class DirectVerbs(Verbs):
         sources = Sources(files, numbers, array)
         request = InstallArray(table, None, file=sources, hold=array)
         opcode = lib.AU_OP_FILES_UPDATE
-        await _make(driver, request, "5.19", lib.au_prepare_array, opcode, array, len(numbers), _ALLOC, 0, 0)
+        await make(driver, request, "5.19", lib.au_prepare_array, opcode, array, len(numbers), _ALLOC, 0, 0)
         return request.claim()
 
     async def fixed_fd_install(self, descriptor: DirectDescriptor, *, cloexec: bool = True) -> int:
@@ -200,7 +216,7 @@ class DirectVerbs(Verbs):
             raise TypeError(f"a DirectDescriptor is needed, not {type(descriptor).__name__}")
         slot = descriptor.slot
         flags = 0 if cloexec else lib.AU_FIXED_FD_NO_CLOEXEC
-        return await _make(
+        return await make(
             self._driver or self._bound(),
             Open(slot),
             "6.8",
@@ -237,7 +253,7 @@ class DirectVerbs(Verbs):
         kind = int(type) | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         driver = self._driver or self._bound()
         prepare = lib.au_prepare_slot
-        fd = await _make(driver, Open(), "5.19", prepare, lib.AU_OP_SOCKET, family, kind, proto, 0, -1, 0)
+        fd = await make(driver, Open(), "5.19", prepare, lib.AU_OP_SOCKET, family, kind, proto, 0, -1, 0)
         made = socket.socket(family, int(type), proto, fileno=fd)
         made.setblocking(False)  # noqa: FBT003 - the standard library's signature
         return made
@@ -252,7 +268,7 @@ async def close_slot(driver: Driver, slot: Slot) -> None:
     request.let_go()
 
 
-async def _make(driver: Driver, request: Request, since: str, prepare: Callable[..., int], *arguments: Any) -> int:
+async def make(driver: Driver, request: Request, since: str, prepare: Callable[..., int], *arguments: Any) -> int:
     """Perform a request that makes a descriptor; the kernel's reasons against it, in words."""
     try:
         result = await driver.perform(request, prepare, *arguments)
@@ -283,17 +299,7 @@ def _explain(driver: Driver, arguments: tuple[Any, ...], since: str) -> None:
         raise unsupported("having the kernel pick a slot (name one with index=)", "5.19") from None
 
 
-def _path(path: str | bytes | os.PathLike[Any], dir_fd: File | None) -> tuple[int, Any, int, Any]:
-    """The directory as a request takes it, and the path in memory of its own."""
-    name = os.fsencode(path)
-    if b"\0" in name:
-        raise ValueError("the path has a null byte in it")
-    if isinstance(dir_fd, DirectDescriptor):
-        raise TypeError("the kernel takes no direct descriptor for dir_fd: get a descriptor with fixed_fd_install()")
-    number, file, how = (lib.AU_AT_FDCWD, None, 0) if dir_fd is None else resolve(dir_fd)
-    return number, file, how, ffi.new("char[]", name)
-
-
-def _refuse_cloexec(flags: int, bit: int, name: str) -> None:
+def refuse_cloexec(flags: int, bit: int, name: str) -> None:
+    """Refuse a flag that a slot cannot have."""
     if flags & bit:
         raise ValueError(f"{name}: a slot is in no table of descriptors that exec() could pass on; leave it out")

@@ -49,7 +49,7 @@ _ARGUMENTS = {
     lib.au_prepare_receive_message: ("opcode", "fd", "message"),
     lib.au_prepare_splice: ("opcode", "fd", "offset", "source", "source_offset", "length"),
     lib.au_prepare_slot: ("opcode", "fd", "offset", "length", "flags", "slot"),
-    lib.au_prepare_open: ("opcode", "fd", "path", "flags", "mode", "slot"),
+    lib.au_prepare_path: ("opcode", "fd", "path", "second", "third", "length", "flags", "slot"),
     lib.au_prepare_array: ("opcode", "array", "count", "slot", "flags"),
 }
 

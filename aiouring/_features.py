@@ -108,6 +108,9 @@ FEATURES: dict[str, Feature] = {
     "multishot receive": Feature("6.0", _opcode(Opcode.SEND_ZC)),  # the same release
     "multishot poll": Feature("5.13", _bit(Features.RSRC_TAGS)),  # the same release
     "bind and listen": Feature("6.11", _opcode(Opcode.BIND)),
+    "making directories and links": Feature("5.15", _opcode(Opcode.MKDIRAT)),
+    "extended attributes": Feature("5.19", _opcode(Opcode.GETXATTR)),
+    "truncating by request": Feature("6.9", _opcode(Opcode.FTRUNCATE)),
     "zero-copy send": Feature("6.0", _opcode(Opcode.SEND_ZC)),
     "zero-copy sendmsg": Feature("6.1", _opcode(Opcode.SENDMSG_ZC)),
     "zero-copy sendmsg of registered buffers": Feature("6.15", _opcode(Opcode.READV_FIXED)),  # the same release

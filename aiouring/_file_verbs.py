@@ -5,6 +5,7 @@ import errno
 from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer, end_of_stream, private_copy
 from aiouring._errors import RingClosedError
 from aiouring._fixed_buffer import FixedBuffer
+from aiouring._late_requests import perform_late
 from aiouring._request import ProvidedRead, Read, Request, Write
 from aiouring._ring import check_size
 from aiouring._uring import lib
@@ -199,10 +200,7 @@ class FileVerbs(Verbs):
     async def fsync(self, fd: File, *, data_only: bool = False) -> None:
         """Flush a file to its device; `data_only` leaves out metadata that reading does not need.
 
-        Since Linux 5.1.  See io_uring_prep_fsync(3).
+        Keep the file open until this returns.  Since Linux 5.1.  See io_uring_prep_fsync(3).
         """
-        number, file, how = resolve(fd)
         flags = lib.AU_FSYNC_DATASYNC if data_only else 0
-        await (self._driver or self._bound()).perform(
-            Write(number, file), lib.au_prepare, lib.AU_OP_FSYNC, number, 0, 0, 0, flags, how
-        )
+        await perform_late(self, fd, lib.AU_OP_FSYNC, 0, 0, 0, flags)

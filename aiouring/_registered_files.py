@@ -9,7 +9,8 @@ core keeps the serial of the file in each slot (0 while it is empty or busy), an
 another file than the one that is there; see files.c.  What the kernel fills by its own choice (allocation) we learn
 from the completion, so until then a slot that looks empty may not be.  Hence the rules, each of which is checked:
 
-1. A busy slot cannot be changed.
+1. A busy slot cannot be changed.  Nor can one that is *used*: a request in flight will look its file up when it runs
+   (see `_late_requests`).
 2. While the kernel is choosing slots, nobody else fills or empties one that looks empty and that it may choose;
    and it does not choose while a slot in its reach is busy being filled.  `set_allocation_range()` keeps the slots
    that a program fills by number out of the kernel's reach.
@@ -78,6 +79,7 @@ class RegisteredFiles:
         self._registered = True
         self._range = (0, len(numbers))
         self._busy: dict[int, bool] = {}  # slot: whether the request in flight is going to fill it
+        self._used: dict[int, int] = {}  # slot: how many requests in flight will look it up
         self._allocating = 0
         self._sockets: dict[int, tuple[int, tuple[int, int, int]]] = {}  # slot: serial; family, type, protocol
         self._note_sockets(0, files)
@@ -208,8 +210,18 @@ class RegisteredFiles:
 
     @property
     def changing(self) -> int:
-        """How many slots and allocations requests in flight are busy with."""
-        return len(self._busy) + self._allocating
+        """How many slots and allocations requests in flight are busy with, or use."""
+        return len(self._busy) + self._allocating + len(self._used)
+
+    def use(self, index: int) -> None:
+        """A request will look the slot up when it runs: until `end_use()`."""
+        self._used[index] = self._used.get(index, 0) + 1
+
+    def end_use(self, index: int) -> None:
+        """A request that was to look the slot up has ended."""
+        left = self._used.pop(index) - 1
+        if left:
+            self._used[index] = left
 
     def reserve_any(self) -> None:
         """The kernel is going to pick slots: until `settle_any()`."""
@@ -303,6 +315,11 @@ class RegisteredFiles:
     def _check_changeable(self, index: int) -> None:
         if index in self._busy:
             raise ResourceBusyError(f"slot {index} is being changed by a request in flight: await it first")
+        if index in self._used:
+            raise ResourceBusyError(
+                f"{self._used[index]} request(s) in flight will look slot {index} up when they run (a flush, say), and "
+                "would meet another file: await them, or AsyncRing.close() or cancel() the direct descriptor first"
+            )
         first, length = self._range
         if self._allocating and first <= index < first + length and not self.serial(index):
             raise ResourceBusyError(

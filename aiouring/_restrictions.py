@@ -20,8 +20,8 @@ _EVERY_FLAG = ~SubmissionFlags(0)
 _NO_FLAG = SubmissionFlags(0)
 _REGISTRATIONS_MAX = 64  # more than any kernel has; see CoreRing._restrict()
 
-#: What `AsyncRing` may ask for: moving bytes, opening and closing, waiting and cancelling.  Not: changing names in a
-#: file system, commands to drivers, messages to other rings.
+#: What `AsyncRing` may ask for: moving bytes, opening and closing, waiting and cancelling.  Not: commands to drivers,
+#: messages to other rings.
 _OPERATIONS = frozenset(
     {
         Opcode.NOP,
@@ -30,10 +30,19 @@ _OPERATIONS = frozenset(
         Opcode.SENDMSG, Opcode.RECVMSG, Opcode.SEND, Opcode.RECV, Opcode.SEND_ZC, Opcode.SENDMSG_ZC,
         Opcode.ACCEPT, Opcode.CONNECT, Opcode.SHUTDOWN, Opcode.SOCKET, Opcode.BIND, Opcode.LISTEN,
         Opcode.OPENAT, Opcode.OPENAT2, Opcode.PIPE, Opcode.CLOSE, Opcode.STATX, Opcode.FTRUNCATE, Opcode.FALLOCATE,
+        Opcode.SYNC_FILE_RANGE, Opcode.FADVISE, Opcode.GETXATTR, Opcode.FGETXATTR,
         Opcode.SPLICE,
         Opcode.FILES_UPDATE, Opcode.FIXED_FD_INSTALL,
         Opcode.POLL_ADD, Opcode.POLL_REMOVE, Opcode.TIMEOUT, Opcode.TIMEOUT_REMOVE, Opcode.LINK_TIMEOUT,
         Opcode.ASYNC_CANCEL,
+    }
+)  # fmt: skip
+
+#: What there are verbs for and what a ring is not given by default: changes of names and of attributes.
+ON_REQUEST = frozenset(
+    {
+        Opcode.RENAMEAT, Opcode.UNLINKAT, Opcode.MKDIRAT, Opcode.LINKAT, Opcode.SYMLINKAT,
+        Opcode.SETXATTR, Opcode.FSETXATTR,
     }
 )  # fmt: skip
 _REGISTRATIONS = frozenset(Registration) - {Registration.REGISTER_RESTRICTIONS, Registration.REGISTER_ENABLE_RINGS}
@@ -72,9 +81,13 @@ class Restrictions:
             raise ValueError(f"{self.flags_required & ~self.flags_allowed!r} is required and not allowed")
 
     @classmethod
-    def default(cls) -> Self:
-        """What `AsyncRing` and everything made on it needs, and nothing else."""
-        return cls(opcodes=_OPERATIONS, registrations=_REGISTRATIONS)
+    def default(cls, *more: Opcode) -> Self:
+        """What `AsyncRing` and everything made on it needs to move bytes, and nothing else.
+
+        Changing names of files and their attributes is not part of it: give `Opcode.RENAMEAT`, `Opcode.UNLINKAT`,
+        `Opcode.MKDIRAT` ... as `more` to have it too.
+        """
+        return cls(opcodes=_OPERATIONS.union(more), registrations=_REGISTRATIONS)
 
     def entries(self, known: Set[int]) -> Iterator[tuple[int, int]]:
         """The kernel's list of this, (kind, value) each; of the opcodes only those in `known`."""

@@ -206,15 +206,17 @@ class _Lib:
         how: int,
         /,
     ) -> int: ...
-    def au_prepare_open(
+    def au_prepare_path(
         self,
         ring: CRing,
         user_data: int,
         opcode: int,
         fd: int,
-        path: CMemory,
-        flags: int,
-        mode: int,
+        first: CMemory,
+        second: CMemory,
+        third: CMemory,
+        length: int,
+        op_flags: int,
         slot: int,
         how: int,
         /,
@@ -423,6 +425,67 @@ class _Lib:
     AU_CANCEL_ANY: Final[int]
     AU_FSYNC_DATASYNC: Final[int]
     AU_AT_FDCWD: Final[int]
+    AU_RESOLVE_NO_XDEV: Final[int]
+    AU_RESOLVE_NO_MAGICLINKS: Final[int]
+    AU_RESOLVE_NO_SYMLINKS: Final[int]
+    AU_RESOLVE_BENEATH: Final[int]
+    AU_RESOLVE_IN_ROOT: Final[int]
+    AU_RESOLVE_CACHED: Final[int]
+    AU_AT_SYMLINK_NOFOLLOW: Final[int]
+    AU_AT_REMOVEDIR: Final[int]
+    AU_AT_SYMLINK_FOLLOW: Final[int]
+    AU_AT_NO_AUTOMOUNT: Final[int]
+    AU_AT_EMPTY_PATH: Final[int]
+    AU_AT_STATX_FORCE_SYNC: Final[int]
+    AU_AT_STATX_DONT_SYNC: Final[int]
+    AU_RENAME_NOREPLACE: Final[int]
+    AU_RENAME_EXCHANGE: Final[int]
+    AU_RENAME_WHITEOUT: Final[int]
+    AU_STATX_TYPE: Final[int]
+    AU_STATX_MODE: Final[int]
+    AU_STATX_NLINK: Final[int]
+    AU_STATX_UID: Final[int]
+    AU_STATX_GID: Final[int]
+    AU_STATX_ATIME: Final[int]
+    AU_STATX_MTIME: Final[int]
+    AU_STATX_CTIME: Final[int]
+    AU_STATX_INO: Final[int]
+    AU_STATX_SIZE: Final[int]
+    AU_STATX_BLOCKS: Final[int]
+    AU_STATX_BTIME: Final[int]
+    AU_STATX_MNT_ID: Final[int]
+    AU_STATX_DIOALIGN: Final[int]
+    AU_STATX_MNT_ID_UNIQUE: Final[int]
+    AU_STATX_SUBVOL: Final[int]
+    AU_STATX_WRITE_ATOMIC: Final[int]
+    AU_STATX_DIO_READ_ALIGN: Final[int]
+    AU_STATX_ATTR_COMPRESSED: Final[int]
+    AU_STATX_ATTR_IMMUTABLE: Final[int]
+    AU_STATX_ATTR_APPEND: Final[int]
+    AU_STATX_ATTR_NODUMP: Final[int]
+    AU_STATX_ATTR_ENCRYPTED: Final[int]
+    AU_STATX_ATTR_AUTOMOUNT: Final[int]
+    AU_STATX_ATTR_MOUNT_ROOT: Final[int]
+    AU_STATX_ATTR_VERITY: Final[int]
+    AU_STATX_ATTR_DAX: Final[int]
+    AU_STATX_ATTR_WRITE_ATOMIC: Final[int]
+    AU_FALLOC_FL_KEEP_SIZE: Final[int]
+    AU_FALLOC_FL_PUNCH_HOLE: Final[int]
+    AU_FALLOC_FL_COLLAPSE_RANGE: Final[int]
+    AU_FALLOC_FL_ZERO_RANGE: Final[int]
+    AU_FALLOC_FL_INSERT_RANGE: Final[int]
+    AU_FALLOC_FL_UNSHARE_RANGE: Final[int]
+    AU_SYNC_FILE_RANGE_WAIT_BEFORE: Final[int]
+    AU_SYNC_FILE_RANGE_WRITE: Final[int]
+    AU_SYNC_FILE_RANGE_WAIT_AFTER: Final[int]
+    AU_RWF_HIPRI: Final[int]
+    AU_RWF_DSYNC: Final[int]
+    AU_RWF_SYNC: Final[int]
+    AU_RWF_NOWAIT: Final[int]
+    AU_RWF_APPEND: Final[int]
+    AU_RWF_NOAPPEND: Final[int]
+    AU_RWF_ATOMIC: Final[int]
+    AU_RWF_DONTCACHE: Final[int]
     AU_FIXED_FD_NO_CLOEXEC: Final[int]
     AU_FILES_EMPTY: Final[int]
     AU_FILES_SKIP: Final[int]

@@ -94,7 +94,8 @@ def test_features_without_an_opcode_of_their_own() -> None:
         "registered buffers", "vectored fixed I/O", "installing registered files", "zero-copy send",
         "zero-copy sendmsg", "zero-copy sendmsg of registered buffers", "buffer tags", "bundles",
         "waits with a timeout", "minimum waits", "absolute waits", "multishot accept",
-        "multishot receive", "multishot poll", "bind and listen",
+        "multishot receive", "multishot poll", "bind and listen", "making directories and links",
+        "extended attributes", "truncating by request",
     }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from injected_faults import real_register, real_setup, replaced
 
 import aiouring
 from aiouring import Opcode, Registration, Restrictions, Ring, SubmissionFlags, _setup
+from aiouring._restrictions import ON_REQUEST
 from aiouring._setup import TaskRun
 from aiouring._uring import ffi, lib
 
@@ -226,7 +227,7 @@ def test_the_default_is_no_free_ride(profile: TaskRun) -> None:
 
 @pytest.mark.needs_no_ring
 def test_the_default_has_what_the_verbs_name() -> None:
-    """Every operation and registration that the package's own code names is in the default set."""
+    """Every operation and registration that the package's own code names is in the default set, or given on request."""
     found = Restrictions.default()
     assert found.opcodes is not None
     assert found.registrations is not None
@@ -238,7 +239,11 @@ def test_the_default_has_what_the_verbs_name() -> None:
     operations = {name for text in sources for name in re.findall(r"\blib\.AU_OP_(\w+)", text)}
     native = "".join(path.read_text() for path in (ROOT / "aiouring" / "_native").glob("*.c"))
     operations |= set(re.findall(r"\bAU_OP_(\w+)", native))
-    assert {"READ_FIXED", "RECV", "ASYNC_CANCEL", "SENDMSG"} <= operations <= {opcode.name for opcode in found.opcodes}
+    possible = {opcode.name for opcode in found.opcodes | ON_REQUEST}
+    assert {"READ_FIXED", "RECV", "ASYNC_CANCEL", "SENDMSG"} <= operations <= possible
+    assert {opcode.name for opcode in ON_REQUEST} <= operations, "each of these is a verb"
+    assert not found.opcodes & ON_REQUEST
+    assert Restrictions.default(*ON_REQUEST).opcodes == found.opcodes | ON_REQUEST
     named = set(re.findall(r"\bAU_((?:UN)?REGISTER_\w+)", native)) - {"REGISTER_ENABLE_RINGS", "REGISTER_RESTRICTIONS"}
     assert {"REGISTER_BUFFERS", "REGISTER_EVENTFD"} <= named <= {each.name for each in found.registrations}
 
@@ -300,7 +305,8 @@ UNDER_RESTRICTIONS = (
     "test_file_verbs", "test_socket_verbs", "test_verbs", "test_registered_buffers", "test_buffer_ring",
     "test_registration_verbs", "test_close", "test_async_ring", "test_wake_ups", "test_connection", "test_multishot",
     "test_receive_stream", "test_sending", "test_registered_files", "test_direct_verbs", "test_slot_requests",
-    "test_listener_verbs", "test_message_verbs", "test_descriptor_verbs",
+    "test_listener_verbs", "test_message_verbs", "test_descriptor_verbs", "test_path_verbs", "test_attribute_verbs",
+    "test_range_verbs", "test_late_requests",
 )  # fmt: skip
 
 

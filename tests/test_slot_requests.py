@@ -74,7 +74,8 @@ def test_a_close_whose_slot_was_filled_again_at_once(table: Pair) -> None:
     assert end(ring, close, code) == 0
     files.set_allocation_range(0, 1)
     opening = Install(files, None, hold=ffi.new("char[]", b"/dev/null"))
-    code = lib.au_prepare_open(ring.raw, 2, lib.AU_OP_OPENAT, lib.AU_AT_FDCWD, opening.hold, 0, 0, opening.slot, 0)
+    path = (opening.hold, ffi.NULL, ffi.NULL)
+    code = lib.au_prepare_path(ring.raw, 2, lib.AU_OP_OPENAT, lib.AU_AT_FDCWD, *path, 0, 0, opening.slot, 0)
     assert end(ring, opening, code) == 0
     (descriptor,) = opening.claim()
     close.let_go()
@@ -161,9 +162,8 @@ def test_array_requests_are_bounded(table: Pair) -> None:
         assert lib.au_prepare_array(ring.raw, 1, opcode, array, count, slot, 0, 0) == lib.AU_BAD_SLOT
     assert lib.au_prepare_array(ring.raw, 1, lib.AU_OP_PIPE, array, 1, 0, 0, 0) == lib.AU_BAD_LENGTH
     assert lib.au_prepare_slot(ring.raw, 1, lib.AU_OP_CLOSE, 0, 0, 0, 0, 4, 0) == lib.AU_BAD_SLOT
-    assert (
-        lib.au_prepare_open(ring.raw, 1, lib.AU_OP_OPENAT, -100, ffi.new("char[]", b"x"), 0, 0, 4, 0) == lib.AU_BAD_SLOT
-    )
+    path = (ffi.new("char[]", b"x"), ffi.NULL, ffi.NULL)
+    assert lib.au_prepare_path(ring.raw, 1, lib.AU_OP_OPENAT, -100, *path, 0, 0, 4, 0) == lib.AU_BAD_SLOT
     assert lib.au_files_update(ring.raw, 3, array, 2) == lib.AU_BAD_SLOT
     assert lib.au_slot_set(ring.raw, 4, 1) == lib.AU_BAD_SLOT
     assert lib.au_ring_unsubmitted(ring.raw) == 0

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "aiouring"
 #: The floors, lowest first; a module imports from its own floor and those below it.
 FLOORS = [
     ["_uring"],
-    ["_errors", "_abi", "_setup", "_restrictions", "_ring", "_waits", "_peeks", "_features", "_probe"],
+    ["_errors", "_abi", "_file_flags", "_setup", "_restrictions", "_ring", "_waits", "_peeks", "_features", "_probe"],
     ["_line", "_lease", "_retired_buffers", "_registered_memory", "_fixed_buffer", "_direct_descriptor"],
     ["_registered_buffers", "_registered_files", "_buffer_ring", "_memory_region", "_registry"],
     [
@@ -32,6 +32,12 @@ FLOORS = [
     ],
     [
         "_address",
+        "_stat",
+        "_paths",
+        "_late_requests",
+        "_range_verbs",
+        "_attribute_verbs",
+        "_path_verbs",
         "_receive_stream",
         "_standing_streams",
         "_listener_verbs",

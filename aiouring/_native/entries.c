@@ -286,9 +286,14 @@ int au_prepare_slot(au_ring *ring, uint64_t user_data, int opcode, int fd, int64
     return 0;
 }
 
-/* `path` is copied by the kernel when the entry is submitted; the request keeps it until it ends. */
-int au_prepare_open(au_ring *ring, uint64_t user_data, int opcode, int fd, const char *path, uint32_t flags,
-                    uint32_t mode, int64_t slot, uint64_t how)
+/* An operation on names: what they are and what is written, the kernel's three address fields in their order.
+ *
+ * openat: path.  openat2: path, au_open_how.  statx: path, au_statx.  renameat, linkat, symlinkat: path, new path, and
+ * the new one's directory in `length`.  unlinkat, mkdirat: path.  getxattr, setxattr: name, value, path; the forms for
+ * a descriptor have no path.  A worker of the kernel may find the directories later: whoever names one keeps it open.
+ * The names are copied when the entry is submitted, the rest is used until the completion; the request keeps both. */
+int au_prepare_path(au_ring *ring, uint64_t user_data, int opcode, int fd, const void *first, const void *second,
+                    const void *third, uint32_t length, uint32_t op_flags, int64_t slot, uint64_t how)
 {
     struct au_sqe *sqe;
     if (!slot_fits(ring, slot, 1))
@@ -296,9 +301,11 @@ int au_prepare_open(au_ring *ring, uint64_t user_data, int opcode, int fd, const
     int rc = next_entry(ring, user_data, opcode, fd, how, &sqe);
     if (rc < 0)
         return rc;
-    sqe->addr = (uint64_t)(uintptr_t)path;
-    sqe->len = mode;
-    sqe->op_flags = flags;
+    sqe->addr = (uint64_t)(uintptr_t)first;
+    sqe->off = (uint64_t)(uintptr_t)second;
+    sqe->addr3 = (uint64_t)(uintptr_t)third;
+    sqe->len = length;
+    sqe->op_flags = op_flags;
     sqe->file_index = (int32_t)(slot == AU_FILE_INDEX_ALLOC ? slot : slot + 1);
     return 0;
 }

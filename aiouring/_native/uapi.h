@@ -185,6 +185,36 @@ struct au_restriction {
     uint32_t reserved2[3];
 };
 
+/* The argument of OPENAT2.  Since Linux 5.6. */
+struct au_open_how {
+    uint64_t flags, mode, resolve; /* resolve: AU_RESOLVE_* */
+};
+
+struct au_statx_time {
+    int64_t seconds;
+    uint32_t nanoseconds;
+    int32_t reserved;
+};
+
+/* What STATX writes; which fields mean anything, `mask` says.  Since Linux 5.6. */
+struct au_statx {
+    uint32_t mask; /* AU_STATX_* */
+    uint32_t blksize;
+    uint64_t attributes; /* AU_STATX_ATTR_*, of those in `attributes_mask` */
+    uint32_t nlink, uid, gid;
+    uint16_t mode, reserved;
+    uint64_t ino, size, blocks, attributes_mask;
+    struct au_statx_time atime, btime, ctime, mtime;
+    uint32_t rdev_major, rdev_minor, dev_major, dev_minor;
+    uint64_t mnt_id;
+    uint32_t dio_mem_align, dio_offset_align;
+    uint64_t subvol;
+    uint32_t atomic_write_unit_min, atomic_write_unit_max, atomic_write_segments_max;
+    uint32_t dio_read_offset_align;
+    uint32_t atomic_write_unit_max_opt, reserved2;
+    uint64_t reserved3[8];
+};
+
 enum {
     AU_OP_NOP = 0,
     AU_OP_READV = 1,
@@ -323,6 +353,95 @@ enum { AU_FSYNC_DATASYNC = 1u << 0 };
 
 enum { AU_AT_FDCWD = -100 }; /* where a directory is expected: the working directory */
 
+/* How the name of a file is resolved: OPENAT2.  Since Linux 5.6. */
+enum {
+    AU_RESOLVE_NO_XDEV = 0x01,
+    AU_RESOLVE_NO_MAGICLINKS = 0x02,
+    AU_RESOLVE_NO_SYMLINKS = 0x04,
+    AU_RESOLVE_BENEATH = 0x08,
+    AU_RESOLVE_IN_ROOT = 0x10,
+    AU_RESOLVE_CACHED = 0x20, /* since Linux 5.12 */
+};
+
+/* What a name stands for: STATX, UNLINKAT, LINKAT. */
+enum {
+    AU_AT_SYMLINK_NOFOLLOW = 0x100,
+    AU_AT_REMOVEDIR = 0x200,
+    AU_AT_SYMLINK_FOLLOW = 0x400,
+    AU_AT_NO_AUTOMOUNT = 0x800,
+    AU_AT_EMPTY_PATH = 0x1000,
+    AU_AT_STATX_FORCE_SYNC = 0x2000,
+    AU_AT_STATX_DONT_SYNC = 0x4000,
+};
+
+enum {
+    AU_RENAME_NOREPLACE = 1u << 0,
+    AU_RENAME_EXCHANGE = 1u << 1,
+    AU_RENAME_WHITEOUT = 1u << 2,
+};
+
+/* What STATX is asked for, and what it answered. */
+enum {
+    AU_STATX_TYPE = 0x0001,
+    AU_STATX_MODE = 0x0002,
+    AU_STATX_NLINK = 0x0004,
+    AU_STATX_UID = 0x0008,
+    AU_STATX_GID = 0x0010,
+    AU_STATX_ATIME = 0x0020,
+    AU_STATX_MTIME = 0x0040,
+    AU_STATX_CTIME = 0x0080,
+    AU_STATX_INO = 0x0100,
+    AU_STATX_SIZE = 0x0200,
+    AU_STATX_BLOCKS = 0x0400,
+    AU_STATX_BTIME = 0x0800,
+    AU_STATX_MNT_ID = 0x1000,        /* since Linux 5.8 */
+    AU_STATX_DIOALIGN = 0x2000,      /* since Linux 6.1 */
+    AU_STATX_MNT_ID_UNIQUE = 0x4000, /* since Linux 6.8 */
+    AU_STATX_SUBVOL = 0x8000,        /* since Linux 6.10 */
+    AU_STATX_WRITE_ATOMIC = 0x10000, /* since Linux 6.11 */
+    AU_STATX_DIO_READ_ALIGN = 0x20000, /* since Linux 6.14 */
+};
+
+enum {
+    AU_STATX_ATTR_COMPRESSED = 0x0004,
+    AU_STATX_ATTR_IMMUTABLE = 0x0010,
+    AU_STATX_ATTR_APPEND = 0x0020,
+    AU_STATX_ATTR_NODUMP = 0x0040,
+    AU_STATX_ATTR_ENCRYPTED = 0x0800,
+    AU_STATX_ATTR_AUTOMOUNT = 0x1000,
+    AU_STATX_ATTR_MOUNT_ROOT = 0x2000,
+    AU_STATX_ATTR_VERITY = 0x100000,
+    AU_STATX_ATTR_DAX = 0x200000,
+    AU_STATX_ATTR_WRITE_ATOMIC = 0x400000,
+};
+
+enum {
+    AU_FALLOC_FL_KEEP_SIZE = 0x01,
+    AU_FALLOC_FL_PUNCH_HOLE = 0x02,
+    AU_FALLOC_FL_COLLAPSE_RANGE = 0x08,
+    AU_FALLOC_FL_ZERO_RANGE = 0x10,
+    AU_FALLOC_FL_INSERT_RANGE = 0x20,
+    AU_FALLOC_FL_UNSHARE_RANGE = 0x40,
+};
+
+enum {
+    AU_SYNC_FILE_RANGE_WAIT_BEFORE = 1u << 0,
+    AU_SYNC_FILE_RANGE_WRITE = 1u << 1,
+    AU_SYNC_FILE_RANGE_WAIT_AFTER = 1u << 2,
+};
+
+/* How one read or write is done. */
+enum {
+    AU_RWF_HIPRI = 1u << 0,
+    AU_RWF_DSYNC = 1u << 1,
+    AU_RWF_SYNC = 1u << 2,
+    AU_RWF_NOWAIT = 1u << 3,
+    AU_RWF_APPEND = 1u << 4,
+    AU_RWF_NOAPPEND = 1u << 5, /* since Linux 6.9 */
+    AU_RWF_ATOMIC = 1u << 6,   /* since Linux 6.11 */
+    AU_RWF_DONTCACHE = 1u << 7, /* since Linux 6.14 */
+};
+
 enum { AU_FIXED_FD_NO_CLOEXEC = 1u << 0 }; /* since Linux 6.8 */
 
 enum {
@@ -424,6 +543,19 @@ _Static_assert(sizeof(struct au_region_desc) == 64, "au_region_desc");
 _Static_assert(sizeof(struct au_mem_region_reg) == 32, "au_mem_region_reg");
 _Static_assert(sizeof(struct au_clock_register) == 16, "au_clock_register");
 _Static_assert(sizeof(struct au_restriction) == 16, "au_restriction");
+_Static_assert(sizeof(struct au_open_how) == 24, "au_open_how");
+_Static_assert(sizeof(struct au_statx_time) == 16, "au_statx_time");
+_Static_assert(sizeof(struct au_statx) == 256, "au_statx");
+AU_ASSERT_OFFSET(au_statx, mode, 28);
+AU_ASSERT_OFFSET(au_statx, ino, 32);
+AU_ASSERT_OFFSET(au_statx, atime, 64);
+AU_ASSERT_OFFSET(au_statx, rdev_major, 128);
+AU_ASSERT_OFFSET(au_statx, mnt_id, 144);
+AU_ASSERT_OFFSET(au_statx, dio_mem_align, 152);
+AU_ASSERT_OFFSET(au_statx, subvol, 160);
+AU_ASSERT_OFFSET(au_statx, atomic_write_unit_min, 168);
+AU_ASSERT_OFFSET(au_statx, dio_read_offset_align, 180);
+AU_ASSERT_OFFSET(au_sqe, addr3, 48);
 AU_ASSERT_OFFSET(au_reg_wait, min_wait_usec, 16);
 AU_ASSERT_OFFSET(au_reg_wait, sigmask, 24);
 AU_ASSERT_OFFSET(au_region_desc, mmap_offset, 24);

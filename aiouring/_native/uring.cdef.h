@@ -104,8 +104,8 @@ int au_prepare_select(au_ring *ring, uint64_t user_data, int opcode, int fd, au_
 
 int au_prepare_slot(au_ring *ring, uint64_t user_data, int opcode, int fd, int64_t offset, uint32_t length,
                     uint32_t op_flags, int64_t slot, uint64_t how);
-int au_prepare_open(au_ring *ring, uint64_t user_data, int opcode, int fd, const char *path, uint32_t flags,
-                    uint32_t mode, int64_t slot, uint64_t how);
+int au_prepare_path(au_ring *ring, uint64_t user_data, int opcode, int fd, const void *first, const void *second,
+                    const void *third, uint32_t length, uint32_t op_flags, int64_t slot, uint64_t how);
 int au_prepare_array(au_ring *ring, uint64_t user_data, int opcode, int32_t *array, uint32_t count, int64_t slot,
                      uint32_t op_flags, unsigned how);
 
@@ -166,6 +166,22 @@ int au_sender_add_memory(au_sender *sender, const void *memory, int64_t length);
 int au_sender_drop(au_sender *sender, int failure);
 void au_sender_close(au_sender *sender);
 
+struct au_open_how { uint64_t flags, mode, resolve; };
+struct au_statx_time { int64_t seconds; uint32_t nanoseconds; ...; };
+struct au_statx {
+    uint32_t mask, blksize;
+    uint64_t attributes;
+    uint32_t nlink, uid, gid;
+    uint16_t mode;
+    uint64_t ino, size, blocks, attributes_mask;
+    struct au_statx_time atime, btime, ctime, mtime;
+    uint32_t rdev_major, rdev_minor, dev_major, dev_minor;
+    uint64_t mnt_id;
+    uint32_t dio_mem_align, dio_offset_align;
+    uint64_t subvol;
+    uint32_t atomic_write_unit_min, atomic_write_unit_max, atomic_write_segments_max, dio_read_offset_align;
+    ...;
+};
 struct au_region_desc { uint64_t user_addr, size; uint32_t flags, id; uint64_t mmap_offset; ...; };
 struct au_mem_region_reg { uint64_t region_uptr, flags; ...; };
 struct au_clock_register { uint32_t clockid; ...; };

@@ -1,0 +1,88 @@
+"""Owns the verbs on ranges of a file: reserving and cutting it, flushing and announcing parts of it.
+
+The kernel runs all of them in a worker (but the advice that only sets a flag, measured on Linux 6.18): see
+`_late_requests` for what follows from that.
+"""
+
+from aiouring._features import require
+from aiouring._late_requests import perform_late
+from aiouring._uring import lib
+from aiouring._verbs import File, Verbs
+
+_LARGEST = 2**63 - 1
+
+
+class RangeVerbs(Verbs):
+    """The part of `AsyncRing` that reserves, cuts, flushes and announces ranges of a file.
+
+    Keep the file open until these return: the kernel looks the descriptor up when a worker comes to it.
+    """
+
+    async def fdatasync(self, fd: File) -> None:
+        """Flush a file's data to its device, and of its metadata what reading needs; `fsync(data_only=True)`.
+
+        Since Linux 5.1.  See io_uring_prep_fsync(3) and fdatasync(2).
+        """
+        await perform_late(self, fd, lib.AU_OP_FSYNC, 0, 0, 0, lib.AU_FSYNC_DATASYNC)
+
+    async def ftruncate(self, fd: File, length: int) -> None:
+        """Make a file `length` bytes long: cut it off, or extend it with zeros.
+
+        Raises:
+            OSError: EINVAL where the file is not open for writing or has no length, EFBIG beyond a limit.
+
+        Since Linux 6.9.  See io_uring_prep_ftruncate(3).
+        """
+        require("truncating by request")
+        _check("length", length)
+        await perform_late(self, fd, lib.AU_OP_FTRUNCATE, length, 0, 0, 0)
+
+    async def fallocate(self, fd: File, offset: int, length: int, mode: int = 0) -> None:
+        """Reserve room for a range of a file, so that writing to it cannot fail for want of room; or do as `mode` says.
+
+        Args:
+            fd: a file open for writing.
+            offset: where the range begins, in bytes.
+            length: of the range, in bytes, at least 1.
+            mode: `FallocateFlags`: KEEP_SIZE, PUNCH_HOLE (with KEEP_SIZE), ZERO_RANGE, COLLAPSE_RANGE ...
+
+        Raises:
+            OSError: ENOSPC, EFBIG, EOPNOTSUPP where the file system has no such mode.
+
+        Since Linux 5.6.  See io_uring_prep_fallocate(3) and fallocate(2).
+        """
+        _check("offset", offset)
+        _check("length", length, least=1)
+        await perform_late(self, fd, lib.AU_OP_FALLOCATE, offset, length, mode, 0)
+
+    async def fadvise(self, fd: File, offset: int, length: int, advice: int) -> None:
+        """Announce how a range of a file will be used, as `os.posix_fadvise()`; `length` 0 is to its end.
+
+        `advice` is `os.POSIX_FADV_WILLNEED` and the like; 4 GiB and more at once need Linux 6.10.
+
+        Since Linux 5.6.  See io_uring_prep_fadvise(3).
+        """
+        _check("offset", offset)
+        _check("length", length)
+        short = length < 2**32  # older kernels have no room for more
+        await perform_late(self, fd, lib.AU_OP_FADVISE, offset, 0 if short else length, length if short else 0, advice)
+
+    async def sync_file_range(self, fd: File, offset: int = 0, length: int = 0, flags: int = 0) -> None:
+        """Start or await the writing of a range's dirty pages; no metadata, so no safety after a crash.
+
+        Args:
+            fd: a file.
+            offset: where the range begins, in bytes.
+            length: of the range, in bytes, less than 4 GiB; 0 is to the file's end.
+            flags: `SyncFileRangeFlags`: WRITE starts it, WAIT_BEFORE and WAIT_AFTER wait for it.
+
+        Since Linux 5.2.  See io_uring_prep_sync_file_range(3) and sync_file_range(2).
+        """
+        _check("offset", offset)
+        _check("length", length, most=2**32 - 1)
+        await perform_late(self, fd, lib.AU_OP_SYNC_FILE_RANGE, offset, 0, length, flags)
+
+
+def _check(name: str, value: int, least: int = 0, most: int = _LARGEST) -> None:
+    if not least <= value <= most:
+        raise ValueError(f"{name}={value} is outside {least} to {most}")
