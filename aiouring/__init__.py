@@ -20,6 +20,7 @@ from aiouring._errors import (
 from aiouring._file_flags import (
     AtFlags,
     FallocateFlags,
+    ReadWriteFlags,
     RenameFlags,
     ResolveFlags,
     StatxAttributes,
@@ -68,6 +69,7 @@ __all__ = [
     "PollStream",
     "Probe",
     "ProvidedBuffer",
+    "ReadWriteFlags",
     "ReceiveStream",
     "RegisteredBuffers",
     "RegisteredBuffersStatistics",

@@ -271,7 +271,7 @@ async def close_slot(driver: Driver, slot: Slot) -> None:
 async def make(driver: Driver, request: Request, since: str, prepare: Callable[..., int], *arguments: Any) -> int:
     """Perform a request that makes a descriptor; the kernel's reasons against it, in words."""
     try:
-        result = await driver.perform(request, prepare, *arguments)
+        return await driver.perform(request, prepare, *arguments)
     except OSError as error:
         table = getattr(request, "table", None)
         if table is not None and not table.registered and error.errno in (errno.ENFILE, errno.ENXIO):
@@ -284,10 +284,6 @@ async def make(driver: Driver, request: Request, since: str, prepare: Callable[.
         if error.errno == errno.EINVAL:
             _explain(driver, arguments, since)
         raise
-    if result < 0:  # EAGAIN, see Open
-        request.let_go()
-        raise kernel_error(-result)
-    return result
 
 
 def _explain(driver: Driver, arguments: tuple[Any, ...], since: str) -> None:

@@ -45,6 +45,7 @@ _ARGUMENTS = {
     lib.au_prepare_fixed_vector: ("opcode", "fd", "table", "index"),
     lib.au_prepare_select: ("opcode", "fd", "group", "length", "offset"),
     lib.au_prepare_send_fixed: ("opcode", "fd", "table", "index", "start", "length"),
+    lib.au_prepare_vector: ("opcode", "fd", "message", "offset"),
     lib.au_prepare_message: ("opcode", "fd", "message", "table", "index"),
     lib.au_prepare_receive_message: ("opcode", "fd", "message"),
     lib.au_prepare_splice: ("opcode", "fd", "offset", "source", "source_offset", "length"),
@@ -201,7 +202,7 @@ class Driver(Turns):
             number = errno.ECANCELED  # how a worker's request says so
         if self.broken:
             raise OSError(self.broken.errno, self.broken.strerror)
-        if number not in (errno.EAGAIN, errno.EINTR):
+        if number != errno.EINTR and not (number == errno.EAGAIN and request.events):
             request.let_go()
             if self.closing and number == errno.ECANCELED:
                 raise RingClosedError("the ring was closed while this was in flight")

@@ -74,6 +74,22 @@ class StatxAttributes(enum.IntFlag):
     WRITE_ATOMIC = lib.AU_STATX_ATTR_WRITE_ATOMIC
 
 
+class ReadWriteFlags(enum.IntFlag):
+    """How one read or write is done, `RWF_*`.  See preadv2(2).
+
+    HIPRI is for rings that poll their device, which there are none of here.
+    """
+
+    HIPRI = lib.AU_RWF_HIPRI
+    DSYNC = lib.AU_RWF_DSYNC
+    SYNC = lib.AU_RWF_SYNC
+    NOWAIT = lib.AU_RWF_NOWAIT
+    APPEND = lib.AU_RWF_APPEND
+    NOAPPEND = lib.AU_RWF_NOAPPEND  # since Linux 6.9
+    ATOMIC = lib.AU_RWF_ATOMIC  # since Linux 6.11
+    DONTCACHE = lib.AU_RWF_DONTCACHE  # since Linux 6.14
+
+
 class FallocateFlags(enum.IntFlag):
     """What `fallocate()` does with a range, `FALLOC_FL_*`.  See fallocate(2)."""
 

@@ -1,4 +1,21 @@
-"""Owns the verbs for files: reading, writing and flushing, with and without registered buffers."""
+"""Owns the verbs for files: reading, writing and flushing, with and without registered buffers.
+
+When reads block the loop, and why `background` is not the default.  Measured on Linux 6.18, ext4, two cores; the time
+that a turn of the loop takes with all reads of the turn in it, at most, and what one read takes in the middle:
+
+    reads at random places           within the submission     in the background
+                                     turn        read          turn        read
+    4 KiB, cached, one at a time     0.05 ms     10 us         0.05 ms     82 us
+    4 KiB, not cached, one           0.1  ms     60 us         0.1  ms     121 us
+    4 KiB, not cached, 32            0.2  ms     0.6 ms        0.3  ms     0.7 ms
+    64 KiB, not cached, 32           1.3  ms     1.7 ms        0.2  ms     1.8 ms
+    1 MiB, not cached, 32            16   ms     11 ms         0.3  ms     18 ms
+    1 MiB, cached, 32                22   ms     3.5 ms        4    ms     2.0 ms
+
+So the disk is not waited for in either way: what holds the loop up is the copying of what is read.  A worker costs 60
+to 70 us a read, and is for large reads, many at a time, and for file systems that read within the submission (FUSE:
+KERNEL.md E10).  Writes to files on ext4 and flushes always go to a worker.
+"""
 
 import errno
 
@@ -9,7 +26,7 @@ from aiouring._late_requests import perform_late
 from aiouring._request import ProvidedRead, Read, Request, Write
 from aiouring._ring import check_size
 from aiouring._uring import lib
-from aiouring._verbs import Bytes, File, Verbs, file_offset, fill, line_up, memory_of, resolve
+from aiouring._verbs import Bytes, File, Verbs, file_offset, fill, line_up, memory_of, resolve, special
 
 # Looked up once: these are on every read's way.
 _prepare_memory = lib.au_prepare_memory
@@ -24,13 +41,18 @@ _WRITE_FIXED = lib.AU_OP_WRITE_FIXED
 class FileVerbs(Verbs):
     """The part of `AsyncRing` that reads and writes files."""
 
-    async def read(self, fd: File, buffer: Bytes, offset: int | None = None) -> int:
+    async def read(
+        self, fd: File, buffer: Bytes, offset: int | None = None, *, flags: int = 0, background: bool = False
+    ) -> int:
         """Read into `buffer`; returns the number of bytes, 0 at the end of the file.
 
         Args:
             fd: a descriptor, or an object with fileno().
             buffer: any writable C-contiguous buffer, or a lent one.  Held until the kernel is done.
             offset: where in the file, in bytes; None means, and moves, the file's own position.
+            flags: `ReadWriteFlags`; with NOWAIT, `BlockingIOError` where it would have to wait for the disk.
+            background: hand it to a worker of the kernel at once, whatever it would do.  A file system that reads
+                within the submission (FUSE) blocks the loop else.  Keep the file open until this returns.
 
         Since Linux 5.6.  See io_uring_prep_read(3).
         """
@@ -43,6 +65,9 @@ class FileVerbs(Verbs):
             request: Request = Read(number, file, memory, lease)
         else:
             request = Request(number, file, memory, lease)
+        if flags or background:
+            kind, how = special(type(request), how, flags, background=background)
+            request = kind(number, file, memory, lease)
         return await driver.perform(
             request,
             _prepare_memory,
@@ -115,16 +140,22 @@ class FileVerbs(Verbs):
         request.let_go()  # the end of a file takes a buffer as well
         return end_of_stream()
 
-    async def write(self, fd: File, data: Bytes, offset: int | None = None) -> int:
+    async def write(
+        self, fd: File, data: Bytes, offset: int | None = None, *, flags: int = 0, background: bool = False
+    ) -> int:
         """Write `data`; returns the number of bytes written, which may be fewer.
 
-        `offset` is where in the file; None means, and moves, the file's own position.
+        `offset` is where in the file; None means, and moves, the file's own position.  `flags` are `ReadWriteFlags`:
+        DSYNC and SYNC flush what is written, APPEND writes at the end.  `background` is as for `read()`.
 
         Since Linux 5.6.  See io_uring_prep_write(3).
         """
         number, file, how = resolve(fd)
         memory, length, lease = memory_of(data, writable=False)
-        request = Write(number, file, memory, lease)
+        request: Request = Write(number, file, memory, lease)
+        if flags or background:
+            kind, how = special(Write, how, flags, background=background)
+            request = kind(number, file, memory, lease)
         return await (self._driver or self._bound()).perform(
             request,
             _prepare_memory,
@@ -140,24 +171,41 @@ class FileVerbs(Verbs):
         )
 
     async def read_fixed(
-        self, fd: File, buffer: FixedBuffer, offset: int | None = None, *, start: int = 0, length: int | None = None
+        self,
+        fd: File,
+        buffer: FixedBuffer,
+        offset: int | None = None,
+        *,
+        start: int = 0,
+        length: int | None = None,
+        flags: int = 0,
+        background: bool = False,
     ) -> int:
         """Read into a registered buffer, at `start`, at most `length` bytes (None: to its end).
 
         Returns the number of bytes, 0 at the end of the file.  Several reads into parts of one buffer may be in
         flight; what they leave where the parts overlap is undefined.  Since Linux 5.1.  See
-        io_uring_prep_read_fixed(3).
+        io_uring_prep_read_fixed(3).  `flags` and `background` are as for `read()`.
         """
-        return await self._fixed(Request, _READ_FIXED, fd, buffer, offset, start, length)
+        return await self._fixed(Request, _READ_FIXED, fd, buffer, offset, start, length, flags, background)
 
     async def write_fixed(
-        self, fd: File, buffer: FixedBuffer, offset: int | None = None, *, start: int = 0, length: int | None = None
+        self,
+        fd: File,
+        buffer: FixedBuffer,
+        offset: int | None = None,
+        *,
+        start: int = 0,
+        length: int | None = None,
+        flags: int = 0,
+        background: bool = False,
     ) -> int:
         """Write from a registered buffer, from `start`, at most `length` bytes (None: to its end).
 
         Returns the number of bytes written.  Since Linux 5.1.  See io_uring_prep_write_fixed(3).
+        `flags` and `background` are as for `write()`.
         """
-        return await self._fixed(Write, _WRITE_FIXED, fd, buffer, offset, start, length)
+        return await self._fixed(Write, _WRITE_FIXED, fd, buffer, offset, start, length, flags, background)
 
     async def _fixed(
         self,
@@ -168,6 +216,8 @@ class FileVerbs(Verbs):
         offset: int | None,
         start: int,
         length: int | None,
+        flags: int,
+        background: bool,  # noqa: FBT001 - one call less on every read's way
     ) -> int:
         number, file, how = resolve(fd)
         if not isinstance(buffer, FixedBuffer):
@@ -184,6 +234,8 @@ class FileVerbs(Verbs):
             kind, hold = Read, memory + start if 0 <= start <= len(buffer) else memory
         else:
             hold = memory
+        if flags or background:
+            kind, how = special(kind, how, flags, background=background)
         return await driver.perform(
             kind(number, file, hold, buffer),
             _prepare_fixed,

@@ -144,11 +144,7 @@ class PathVerbs(DirectVerbs):
         request.fd, request.file = number, held
         at, wanted = flags | AtFlags.EMPTY_PATH, mask | StatxMask.INO
         driver, prepare = self._driver or self._bound(), lib.au_prepare_path
-        result = await driver.perform(
-            request, prepare, lib.AU_OP_STATX, number, name, found, ffi.NULL, wanted, at, -1, how
-        )
-        if result < 0:
-            raise kernel_error(-result)
+        await driver.perform(request, prepare, lib.AU_OP_STATX, number, name, found, ffi.NULL, wanted, at, -1, how)
         answer = StatxResult.from_kernel(found)
         if resolve(file)[0] != number or identity not in (None, (answer.st_dev, answer.st_ino)):
             raise kernel_error(errno.EBADF, "the file was closed while statx() was looking at it")

@@ -8,13 +8,11 @@ directory is duplicated first; whatever becomes of the caller's descriptor, the 
 The duplicate is closed when the request has ended.
 """
 
-import errno
 import os
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from aiouring._direct_descriptor import DirectDescriptor
-from aiouring._errors import kernel_error
 from aiouring._request import Request
 from aiouring._uring import ffi, lib
 from aiouring._verbs import resolve
@@ -72,8 +70,7 @@ class PathRequest(Request):
     """A request on names; `kept` is what it points to, or needs open."""
 
     __slots__ = ("kept",)
-    #: Nothing is there to be polled: a lease on the file, say, has to be given up by its holder.
-    expected = errno.EAGAIN
+    events = 0  # nothing is there to be polled: a lease on the file, say, has to be given up by its holder
 
     def __init__(self, *kept: Any) -> None:
         super().__init__()
@@ -116,7 +113,4 @@ async def perform_named(
 ) -> int:
     """Perform a request on names, which its error has; returns its result."""
     with Naming(request, *names, directories=directories):
-        result = await driver.perform(request, lib.au_prepare_path, *arguments, -1, 0)
-        if result < 0:  # EAGAIN, see PathRequest
-            raise kernel_error(-result)
-        return result
+        return await driver.perform(request, lib.au_prepare_path, *arguments, -1, 0)

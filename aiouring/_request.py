@@ -38,7 +38,7 @@ class Request:
 
     __slots__ = ("ended", "fd", "file", "flags", "hold", "lease", "pinned", "result", "user_data", "waiter")
 
-    #: What to poll for when the kernel says EAGAIN, as kernels before 5.7 do for O_NONBLOCK files.
+    #: What to poll for when the kernel says EAGAIN, as kernels before 5.7 do for O_NONBLOCK files; 0: it is an error.
     events = POLL_IN
     #: The errno the caller deals with itself, as a negative result.
     expected = 0
@@ -99,6 +99,20 @@ class Write(Request):
 
     __slots__ = ()
     events = POLL_OUT
+
+
+class Now(Request):
+    """A read at an offset that is not to wait."""
+
+    __slots__ = ()
+    events = 0
+
+
+class WriteNow(Write):
+    """A write that is not to wait."""
+
+    __slots__ = ()
+    events = 0
 
 
 class ZeroCopy(Write):
@@ -187,6 +201,13 @@ class Read(Receive):
                 os.lseek(self.fd, -self.result, os.SEEK_CUR)
             except OSError:
                 super().unclaimed(leftovers)
+
+
+class ReadNow(Read):
+    """A read at the file's own position that is not to wait."""
+
+    __slots__ = ()
+    events = 0
 
 
 class ProvidedReceive(Request):

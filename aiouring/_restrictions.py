@@ -30,7 +30,7 @@ _OPERATIONS = frozenset(
         Opcode.SENDMSG, Opcode.RECVMSG, Opcode.SEND, Opcode.RECV, Opcode.SEND_ZC, Opcode.SENDMSG_ZC,
         Opcode.ACCEPT, Opcode.CONNECT, Opcode.SHUTDOWN, Opcode.SOCKET, Opcode.BIND, Opcode.LISTEN,
         Opcode.OPENAT, Opcode.OPENAT2, Opcode.PIPE, Opcode.CLOSE, Opcode.STATX, Opcode.FTRUNCATE, Opcode.FALLOCATE,
-        Opcode.SYNC_FILE_RANGE, Opcode.FADVISE, Opcode.GETXATTR, Opcode.FGETXATTR,
+        Opcode.SYNC_FILE_RANGE, Opcode.FADVISE, Opcode.MADVISE, Opcode.GETXATTR, Opcode.FGETXATTR,
         Opcode.SPLICE,
         Opcode.FILES_UPDATE, Opcode.FIXED_FD_INSTALL,
         Opcode.POLL_ADD, Opcode.POLL_REMOVE, Opcode.TIMEOUT, Opcode.TIMEOUT_REMOVE, Opcode.LINK_TIMEOUT,

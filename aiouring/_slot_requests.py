@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from aiouring._direct_descriptor import DirectDescriptor, Slot
 from aiouring._errors import kernel_error
 from aiouring._registered_files import EMPTY, SKIP, RegisteredFiles, number_of
-from aiouring._request import Accept, Leftovers, Request, identify
+from aiouring._request import POLL_IN, Accept, Leftovers, Request, identify
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ class Open(Accept):
     """
 
     __slots__ = ()
-    expected = errno.EAGAIN
+    events = 0
 
 
 class Install(Request):
     """A request whose result goes into the table: into `count` slots from `index` on, or where the kernel likes."""
 
     __slots__ = ("count", "index", "reserved", "table")
-    expected = errno.EAGAIN
+    events = 0
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class InstallConnection(Install):
     """An accept: where the kernel says EAGAIN there is something to poll."""
 
     __slots__ = ()
-    expected = 0
+    events = POLL_IN
 
 
 class InstallArray(Install):

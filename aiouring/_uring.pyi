@@ -280,6 +280,9 @@ class _Lib:
     def au_prepare_receive_message(
         self, ring: CRing, user_data: int, opcode: int, fd: int, message: CStruct, op_flags: int, how: int, /
     ) -> int: ...
+    def au_prepare_vector(
+        self, ring: CRing, user_data: int, opcode: int, fd: int, message: CStruct, offset: int, how: int, /
+    ) -> int: ...
     def au_prepare_message(
         self,
         ring: CRing,
@@ -486,6 +489,11 @@ class _Lib:
     AU_RWF_NOAPPEND: Final[int]
     AU_RWF_ATOMIC: Final[int]
     AU_RWF_DONTCACHE: Final[int]
+    AU_MADV_COLD: Final[int]
+    AU_MADV_PAGEOUT: Final[int]
+    AU_MADV_POPULATE_READ: Final[int]
+    AU_MADV_POPULATE_WRITE: Final[int]
+    AU_MADV_COLLAPSE: Final[int]
     AU_FIXED_FD_NO_CLOEXEC: Final[int]
     AU_FILES_EMPTY: Final[int]
     AU_FILES_SKIP: Final[int]
@@ -553,6 +561,8 @@ class _Lib:
     AU_AGAIN: Final[int]
     AU_EVENTS_MAX: Final[int]
     AU_GUARD_FD: Final[int]
+    AU_RWF_SHIFT: Final[int]
+    AU_RWF_MASK: Final[int]
     AU_SLOTS_AT_ONCE: Final[int]
     AU_RING_ENABLED: Final[int]
     AU_HIGH_WATER: Final[int]

@@ -9,7 +9,7 @@ from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._driver import Driver
 from aiouring._errors import kernel_error
 from aiouring._lease import Lease
-from aiouring._request import identify
+from aiouring._request import Now, Read, ReadNow, Request, Write, WriteNow, identify
 from aiouring._uring import ffi, lib
 
 
@@ -66,6 +66,21 @@ async def packed_address(driver: Driver, sock: File, address: Any) -> bytes:
         kind = {name: getattr(sock, name) for name in ("type", "proto")}
         found = await driver.loop.getaddrinfo(address[0], address[1], family=family, **kind)
         return pack_address(family, found[0][4])
+
+
+#: What a read or write is that is not to wait (NOWAIT): one that the kernel's EAGAIN ends.
+_IMPATIENT: dict[type[Request], type[Request]] = {Request: Now, Read: ReadNow, Write: WriteNow}
+
+
+def special(kind: type[Request], how: int, flags: int, *, background: bool) -> tuple[type[Request], int]:
+    """The kind of a read or write that has flags, or goes to a worker at once; and how the C core is to treat it."""
+    if flags & ~lib.AU_RWF_MASK:
+        raise ValueError(
+            f"flags={flags:#x} has more than ReadWriteFlags; HIPRI is for rings that poll, and there are none here"
+        )
+    if flags & lib.AU_RWF_NOWAIT:
+        kind = _IMPATIENT.get(kind, kind)
+    return kind, how | flags << lib.AU_RWF_SHIFT | (lib.AU_SQE_ASYNC if background else 0)
 
 
 def memory_of(data: Bytes, *, writable: bool) -> tuple[Any, int, Lease | None]:

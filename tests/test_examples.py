@@ -565,15 +565,15 @@ def ring_that(example: Any, read: Callable[[int], None], *, unit: int = 0) -> It
 
     class Ring(aiouring.AsyncRing):
         async def read_fixed(
-            self, fd: Any, buffer: Any, offset: Any = None, *, start: int = 0, length: int | None = None
+            self, fd: Any, buffer: Any, offset: Any = None, *, start: int = 0, length: int | None = None, **how: Any
         ) -> int:
             read(offset)
-            return await super().read_fixed(fd, buffer, offset, start=start, length=shorter(length))
+            return await super().read_fixed(fd, buffer, offset, start=start, length=shorter(length), **how)
 
         async def write_fixed(
-            self, fd: Any, buffer: Any, offset: Any = None, *, start: int = 0, length: int | None = None
+            self, fd: Any, buffer: Any, offset: Any = None, *, start: int = 0, length: int | None = None, **how: Any
         ) -> int:
-            return await super().write_fixed(fd, buffer, offset, start=start, length=shorter(length))
+            return await super().write_fixed(fd, buffer, offset, start=start, length=shorter(length), **how)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(example.aiouring, "AsyncRing", Ring)

@@ -16,6 +16,7 @@ FACES = {
     "RenameFlags": "AU_RENAME_",
     "StatxMask": "AU_STATX_(?!ATTR_)",
     "StatxAttributes": "AU_STATX_ATTR_",
+    "ReadWriteFlags": "AU_RWF_(?!SHIFT|MASK)",
     "FallocateFlags": "AU_FALLOC_FL_",
     "SyncFileRangeFlags": "AU_SYNC_FILE_RANGE_",
 }

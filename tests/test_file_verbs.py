@@ -205,3 +205,86 @@ async def test_timeout_and_poll(ring: aiouring.AsyncRing, pipe: tuple[int, int])
             await ring.timeout(100)
     with pytest.raises(ValueError, match="seconds=-1"):
         await ring.timeout(-1)
+
+
+# ---- flags, and workers ------------------------------------------------------------------------------
+
+
+async def test_flags(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
+    """APPEND, NOAPPEND and the flushing flags reach the kernel, with and without registered buffers, and on a slot."""
+    flags = aiouring.ReadWriteFlags
+    number = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)
+    appending = os.open(tmp_path / "file", os.O_WRONLY | os.O_APPEND)
+    with ring.register_buffers(count=1, size=4) as buffers, ring.register_files([number]) as files:
+        with buffers[0] as buffer:
+            buffer.view[:] = b"abcd"
+            assert await ring.write(number, b"0123", 0, flags=flags.DSYNC) == 4
+            assert await ring.write(files[0], b"45", 0, flags=flags.APPEND | flags.SYNC) == 2
+            assert await ring.write_fixed(number, buffer, 0, flags=flags.APPEND) == 4
+            assert await ring.write_fixed(files[0], buffer, 0, flags=flags.APPEND, length=1) == 1
+            assert await ring.write(appending, b"x", 0) == 1
+            assert await ring.write(appending, b"y", 0, flags=flags.NOAPPEND) == 1
+            assert (tmp_path / "file").read_bytes() == b"y12345abcdax"
+            assert await ring.read_fixed(number, buffer, 1, flags=flags.NOWAIT) in (1, 2, 3, 4)
+            for verb in (
+                ring.write(number, b"x", 0, flags=1 << 8),
+                ring.read_fixed(number, buffer, 0, flags=flags.HIPRI),
+            ):
+                with pytest.raises(ValueError, match="ReadWriteFlags"):
+                    await verb
+    for each in (number, appending):
+        os.close(each)
+
+
+async def test_nowait_does_not_wait(ring: aiouring.AsyncRing, pipe: tuple[int, int]) -> None:
+    """What would have to wait is a BlockingIOError, at once, and leaves the caller's memory free."""
+    reader, writer = pipe
+    flags, memory = aiouring.ReadWriteFlags, bytearray(4)
+    with ring.register_buffers(count=1, size=4) as buffers, buffers[0] as buffer:
+        for verb in (
+            ring.read(reader, memory, flags=flags.NOWAIT),
+            ring.read(reader, memory, 0, flags=flags.NOWAIT),
+            ring.read_fixed(reader, buffer, flags=flags.NOWAIT),
+        ):
+            with pytest.raises(BlockingIOError) as caught:
+                await verb
+            assert caught.value.errno == errno.EAGAIN
+            memory.append(0)
+        os.write(writer, b"here")
+        assert await ring.read(reader, memory, flags=flags.NOWAIT) == 4
+        os.set_blocking(writer, False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                os.write(writer, bytes(4096))
+        for verb in (
+            ring.write(writer, memory, flags=flags.NOWAIT),
+            ring.write_fixed(writer, buffer, flags=flags.NOWAIT),
+        ):
+            with pytest.raises(BlockingIOError):
+                await verb
+    assert ring.statistics().in_flight == 0
+
+
+async def test_in_the_background(ring: aiouring.AsyncRing, numbers: Path, pipe: tuple[int, int]) -> None:
+    """A worker does the same as the submission would; a pipe's read waits and can be cancelled there too."""
+    content = numbers.read_bytes()
+    with numbers.open("r+b", buffering=0) as file, ring.register_buffers(count=1, size=100) as buffers:
+        with buffers[0] as buffer:
+            memory = bytearray(100)
+            assert await ring.read(file, memory, 500, background=True) == 100
+            assert memory == content[500:600]
+            assert await ring.read_fixed(file, buffer, 700, background=True) == 100
+            assert bytes(buffer.view) == content[700:800]
+            assert await ring.write_fixed(file, buffer, 0, background=True) == 100
+            assert await ring.write(file, b"z", 100, background=True) == 1
+            assert numbers.read_bytes()[:102] == content[700:800] + b"z" + content[101:102]
+            with ring.register_files([file]) as files, pytest.raises(ValueError, match="sent to a worker"):
+                await ring.read(files[0], memory, 0, background=True)
+    reader, writer = pipe
+    task = asyncio.create_task(ring.read(reader, memory, background=True))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    os.write(writer, b"kept")
+    assert await ring.read(reader, memory) == 4

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import mmap
 import os
 import resource
 import signal
@@ -146,3 +147,46 @@ async def test_e6_an_older_kernel(ring: AsyncRing, number: int, monkeypatch: pyt
     monkeypatch.setattr("aiouring._features._here", frozenset())
     with pytest.raises(aiouring.UnsupportedKernelError, match="needs Linux 6.9"):
         await ring.ftruncate(number, 1)
+
+
+# ---- memory --------------------------------------------------------------------------------------------
+
+
+async def test_madvise(ring: AsyncRing) -> None:
+    """Advice that keeps what is there is taken for parts of pages; DONTNEED empties exactly the pages it names."""
+    page = mmap.PAGESIZE
+    with mmap.mmap(-1, 3 * page, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory[:] = b"x" * 3 * page
+        await ring.madvise(memory, mmap.MADV_WILLNEED)
+        await ring.madvise(memory, mmap.MADV_SEQUENTIAL, start=page, length=5)
+        await ring.madvise(memoryview(memory), 22)
+        await ring.madvise(memory, mmap.MADV_DONTNEED, start=page, length=page)
+        assert memory[:] == b"x" * page + bytes(page) + b"x" * page
+        with pytest.raises(OSError) as caught:
+            await ring.madvise(memory, mmap.MADV_REMOVE)
+        assert caught.value.errno == errno.EINVAL, "of anonymous private memory"
+
+
+async def test_m1_madvise_stays_within_the_buffer(ring: AsyncRing) -> None:
+    """Ranges off the pages or outside, read-only memory, the ring's own buffers and dangerous advice are refused."""
+    page = mmap.PAGESIZE
+    submitted = ring.statistics().submitted
+    with mmap.mmap(-1, 2 * page) as memory, mmap.mmap(-1, page, prot=mmap.PROT_READ) as constant:
+        for arguments, text in (
+            ((mmap.MADV_WILLNEED, 1, 5), "start=1 is 1 bytes into a page"),
+            ((mmap.MADV_DONTNEED, page, 5), "length=5 leaves 5"),
+            ((mmap.MADV_WILLNEED, page, 2 * page), "reach beyond the memory"),
+            ((mmap.MADV_DONTNEED, 2 * page, page), "reach beyond the memory"),
+            ((mmap.MADV_WILLNEED, 0, -1), "reach beyond the memory"),
+            ((mmap.MADV_DONTFORK, 0, page), "advice=10 is none"),
+            ((100, 0, page), "advice=100 is none"),
+        ):
+            advice, start, length = arguments
+            with pytest.raises(ValueError, match=text):
+                await ring.madvise(memory, advice, start=start, length=length)
+        with pytest.raises(BufferError):
+            await ring.madvise(constant, mmap.MADV_DONTNEED)
+        with ring.register_buffers(count=1, size=page) as buffers, buffers[0] as buffer:
+            with pytest.raises(TypeError, match="memory of your own"):
+                await ring.madvise(buffer, mmap.MADV_DONTNEED)
+    assert ring.statistics().submitted == submitted

@@ -198,3 +198,121 @@ async def test_scatter(ring: aiouring.AsyncRing) -> None:
         vector = Vector(buffer, [(6, 2), (0, 3), (4, 1)])
         assert scatter(ffi.from_buffer(buffer.view), vector, b"abcd") == 4
         assert bytes(buffer.view) == b"cd\0\0\0\0ab"
+
+
+# ---- several buffers ---------------------------------------------------------------------------------
+
+
+async def test_buffers_are_filled_in_order(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
+    """readv fills one buffer after the other, writev writes them so; at an offset, and at the file's own position."""
+    with (tmp_path / "file").open("w+b", buffering=0) as file:
+        assert await ring.writev(file, [b"01", bytearray(b"23"), memoryview(b"x456789")[1:], b""]) == 10
+        assert await ring.writev(file, [b"ab", b"c"], 3) == 3
+        assert file.tell() == 10
+        first, second = bytearray(2), bytearray(20)
+        assert await ring.readv(file, [first, second], 2) == 8
+        assert bytes(first + second[:6]) == b"2abc6789"
+        file.seek(8)
+        assert await ring.readv(file.fileno(), [first, second]) == 2
+        assert first == b"89"
+        assert file.tell() == 10
+        assert await ring.readv(file, [first]) == 0
+        assert await ring.readv(file, []) == 0
+        with ring.register_files([file]) as files:
+            assert await ring.readv(files[0], [first], 0) == 2
+        with ring.register_buffers(count=1, size=4) as table, table[0] as lent:
+            assert await ring.readv(file, [first, lent], 0) == 6
+            assert bytes(lent.view) == b"2abc"
+
+
+async def test_b5_buffers_are_held_and_let_go(ring: aiouring.AsyncRing, pipe: tuple[int, int]) -> None:
+    """They cannot be resized while a readv waits, and can when it has ended, by data or by an error."""
+    reader, writer = pipe
+    buffers = [bytearray(2), bytearray(2)]
+    task = asyncio.create_task(ring.readv(reader, buffers))
+    await settle(ring)
+    for buffer in buffers:
+        with pytest.raises(BufferError):
+            buffer.append(0)
+    os.write(writer, b"abc")
+    assert await task == 3
+    assert buffers == [b"ab", b"c\0"]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        await ring.readv(writer, buffers)
+    for buffer in buffers:
+        buffer.append(0)
+
+
+async def test_a4_a_cancelled_readv_loses_nothing(
+    ring: aiouring.AsyncRing, pipe: tuple[int, int], tmp_path: Path
+) -> None:
+    """What arrived with the cancellation is the next read's, whichever verb that is; a file's position is put back."""
+    reader, writer = pipe
+    for received in range(0, 60, 6):
+        task = asyncio.create_task(ring.readv(reader, [bytearray(2), bytearray(4)]))
+        await settle(ring)
+        os.write(writer, bytes(range(received, received + 6)))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        buffers = [bytearray(1), bytearray(9)]
+        assert await ring.readv(reader, buffers) == 6
+        assert (buffers[0] + buffers[1])[:6] == bytes(range(received, received + 6))
+    (tmp_path / "file").write_bytes(b"0123456789")
+    with (tmp_path / "file").open("rb", buffering=0) as file:
+        for turns in range(6):
+            task = asyncio.create_task(ring.readv(file, [bytearray(3), bytearray(3)]))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            assert file.tell() == (0 if task.cancelled() else 6)
+            file.seek(0)
+
+
+async def test_m1_too_many_buffers(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
+    """1024 are taken, one more is refused by its count; so are an offset below 0 and what is no buffer."""
+    with (tmp_path / "file").open("w+b", buffering=0) as file:
+        assert await ring.writev(file, [b"x"] * 1024, 0) == 1024
+        with pytest.raises(ValueError, match="1025 parts"):
+            await ring.writev(file, [b"x"] * 1025, 0)
+        with pytest.raises(ValueError, match="offset=-1"):
+            await ring.readv(file, [bytearray(1)], -1)
+        with pytest.raises(BufferError):
+            await ring.readv(file, [b"read-only"])
+        with pytest.raises(TypeError):
+            await ring.readv(file, ["text"])
+
+
+# ---- flags, and workers ------------------------------------------------------------------------------
+
+
+async def test_flags_of_vectors(ring: aiouring.AsyncRing, pipe: tuple[int, int], tmp_path: Path) -> None:
+    """APPEND writes at the end, NOWAIT does not wait; with buffers and with ranges."""
+    reader, writer = pipe
+    flags = aiouring.ReadWriteFlags
+    with (tmp_path / "file").open("w+b", buffering=0) as file, ring.register_buffers(count=1, size=8) as table:
+        with table[0] as buffer:
+            buffer.view[:] = b"fixed..."
+            assert await ring.writev(file, [b"012"], 0, flags=flags.DSYNC) == 3
+            assert await ring.writev(file, [b"34"], 0, flags=flags.APPEND, background=True) == 2
+            assert await ring.writev_fixed(file, buffer, [(0, 5)], 0, flags=flags.APPEND | flags.SYNC) == 5
+            assert (tmp_path / "file").read_bytes() == b"01234fixed"
+            assert await ring.readv_fixed(file, buffer, [(3, 5)], 0, background=True) == 5
+            assert bytes(buffer.view) == b"fix01234"
+            for verb in (
+                ring.readv(reader, [bytearray(1)], flags=flags.NOWAIT),
+                ring.readv_fixed(reader, buffer, [(0, 1)], flags=flags.NOWAIT),
+            ):
+                with pytest.raises(BlockingIOError):
+                    await verb
+            os.set_blocking(writer, False)
+            with pytest.raises(BlockingIOError):
+                while True:
+                    os.write(writer, bytes(4096))
+            for verb in (
+                ring.writev(writer, [b"x"], flags=flags.NOWAIT),
+                ring.writev_fixed(writer, buffer, [(0, 1)], flags=flags.NOWAIT),
+            ):
+                with pytest.raises(BlockingIOError):
+                    await verb

@@ -90,8 +90,8 @@ static int slot_index(const au_ring *ring, int fd, uint64_t how)
 
 /* ---- filling submission entries --------------------------------------------------------------- */
 
-/* `how` is AU_SQE_* flags in the low byte, with AU_GUARD_FD where the file was named by number, and what
- * goes into ioprio (AU_RECVSEND_* ...) in bits 16 to 31.  With AU_SQE_FIXED_FILE `fd` is AU_FIRST_SLOT + index,
+/* `how` is AU_SQE_* flags in the low byte, with AU_GUARD_FD where the file was named by number, AU_RWF_* flags
+ * shifted by AU_RWF_SHIFT in bits 9 to 15, and what goes into ioprio (AU_RECVSEND_* ...) in bits 16 to 31.  With AU_SQE_FIXED_FILE `fd` is AU_FIRST_SLOT + index,
  * and bits 32 to 63 are the serial of the file that is meant.
  * On success the entry counts as filled: the caller writes the rest and must not fail any more. */
 static int next_entry(au_ring *ring, uint64_t user_data, int opcode, int fd, uint64_t how,
@@ -132,6 +132,9 @@ static uint32_t clamp(int64_t length)
     return (uint32_t)(length > AU_MAX_TRANSFER ? AU_MAX_TRANSFER : length);
 }
 
+/* How a read or write is done (AU_RWF_*), in `how`: an argument of its own would cost every read and write. */
+static uint32_t rw_flags(uint64_t how) { return (uint32_t)(how >> AU_RWF_SHIFT) & AU_RWF_MASK; }
+
 int au_prepare(au_ring *ring, uint64_t user_data, int opcode, int fd, int64_t offset,
                uint64_t address, uint32_t length, uint32_t op_flags, uint64_t how)
 {
@@ -161,7 +164,7 @@ int au_prepare_memory(au_ring *ring, uint64_t user_data, int opcode, int fd, con
     sqe->off = (uint64_t)offset;
     sqe->addr = (uint64_t)(uintptr_t)memory + (uint64_t)start;
     sqe->len = clamp(length);
-    sqe->op_flags = op_flags;
+    sqe->op_flags = op_flags | rw_flags(how);
     return 0;
 }
 
@@ -183,6 +186,7 @@ int au_prepare_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd, au_b
     sqe->off = (uint64_t)offset;
     sqe->addr = (uint64_t)(uintptr_t)slot->base + (uint64_t)start;
     sqe->len = clamp(length);
+    sqe->op_flags = rw_flags(how);
     sqe->buf_index = (uint16_t)(key & AU_SLOT_MASK);
     return 0;
 }
@@ -217,6 +221,7 @@ int au_prepare_fixed_vector(au_ring *ring, uint64_t user_data, int opcode, int f
     sqe->off = (uint64_t)offset;
     sqe->addr = (uint64_t)(uintptr_t)vectors;
     sqe->len = count;
+    sqe->op_flags = rw_flags(how);
     sqe->buf_index = (uint16_t)(key & AU_SLOT_MASK);
     return 0;
 }

@@ -78,6 +78,23 @@ int64_t au_message_control_size(const au_message *message)
 
 int au_message_flags(const au_message *message) { return message->header.msg_flags; }
 
+/* Reading into, or writing from, the parts of a message: readv, writev. */
+int au_prepare_vector(au_ring *ring, uint64_t user_data, int opcode, int fd, au_message *message, int64_t offset,
+                      uint64_t how)
+{
+    struct au_sqe *sqe;
+    if (offset < -1)
+        return AU_BAD_OFFSET;
+    int rc = next_entry(ring, user_data, opcode, fd, how, &sqe);
+    if (rc < 0)
+        return rc;
+    sqe->off = (uint64_t)offset;
+    sqe->addr = (uint64_t)(uintptr_t)message->vector;
+    sqe->len = message->count;
+    sqe->op_flags = rw_flags(how);
+    return 0;
+}
+
 /* `buffers` is NULL, or the table of the registered buffer that all parts lie in, and `key` names it there. */
 int au_prepare_message(au_ring *ring, uint64_t user_data, int opcode, int fd, au_message *message,
                        au_buffers *buffers, uint64_t key, uint32_t op_flags, uint64_t how)

@@ -430,6 +430,15 @@ enum {
     AU_SYNC_FILE_RANGE_WAIT_AFTER = 1u << 2,
 };
 
+/* Advice on memory that Python's mmap module has no names for in every version. */
+enum {
+    AU_MADV_COLD = 20,
+    AU_MADV_PAGEOUT = 21,
+    AU_MADV_POPULATE_READ = 22,  /* since Linux 5.14 */
+    AU_MADV_POPULATE_WRITE = 23, /* since Linux 5.14 */
+    AU_MADV_COLLAPSE = 25,       /* since Linux 6.1 */
+};
+
 /* How one read or write is done. */
 enum {
     AU_RWF_HIPRI = 1u << 0,

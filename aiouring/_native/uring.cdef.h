@@ -7,7 +7,7 @@ enum au_rule {
     AU_TOO_MANY, AU_LATE_SLOT, ...
 };
 
-enum { AU_AGAIN = ..., AU_EVENTS_MAX = ..., AU_GUARD_FD = ..., AU_SLOTS_AT_ONCE = ..., AU_RING_ENABLED = ... };
+enum { AU_AGAIN = ..., AU_EVENTS_MAX = ..., AU_GUARD_FD = ..., AU_RWF_SHIFT = ..., AU_RWF_MASK = ..., AU_SLOTS_AT_ONCE = ..., AU_RING_ENABLED = ... };
 enum { AU_HIGH_WATER = ..., AU_TAG_BIT = ..., AU_TAG_SHIFT = ..., AU_CQE_TAKEN = ... };
 enum { AU_FIRST_SLOT = ... };
 enum { AU_SLOT_FILLED = ... };
@@ -155,6 +155,8 @@ int64_t au_message_control_size(const au_message *message);
 int au_message_flags(const au_message *message);
 int au_prepare_receive_message(au_ring *ring, uint64_t user_data, int opcode, int fd, au_message *message,
                                uint32_t op_flags, uint64_t how);
+int au_prepare_vector(au_ring *ring, uint64_t user_data, int opcode, int fd, au_message *message, int64_t offset,
+                      uint64_t how);
 int au_prepare_message(au_ring *ring, uint64_t user_data, int opcode, int fd, au_message *message,
                        au_buffers *buffers, uint64_t key, uint32_t op_flags, uint64_t how);
 int au_prepare_send_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd, au_buffers *buffers, uint64_t key,

@@ -56,6 +56,8 @@ enum {
     AU_AGAIN = 1 << 30,    /* in au_ring_turn()'s count: more is waiting, take another turn soon */
     AU_EVENTS_MAX = 512,   /* completions handed over per turn */
     AU_GUARD_FD = 1 << 8,  /* `how`: the file was named by number, see 3 above */
+    AU_RWF_SHIFT = 8,      /* `how`: where AU_RWF_* flags are; HIPRI, which would be AU_GUARD_FD, is not for our rings */
+    AU_RWF_MASK = 0xfe,
     AU_SLOTS_AT_ONCE = 64, /* distinct guarded descriptors per turn */
     AU_ROUNDS_MAX = 4,     /* times one turn looks again */
     AU_VECTOR_MAX = 16,    /* parts that one request of a sender sends */
