@@ -7,16 +7,8 @@ How this fits together
 2. `release()` puts it back.  The C core writes it behind the ring's tail at once and publishes all that
    were returned with one store of the tail, at the start of the ring's next turn: before anything is
    submitted and before the loop sleeps.  A release therefore asks the driver for a turn.
-3. When the kernel finds the group empty it ends the receive with ENOBUFS; the data stays in the socket.
-   The receiver joins the line.  After each turn `serve()` calls as many from the line as the kernel has
-   buffers; they arm their receives again.  One whose socket has no data takes no buffer, so the next turn
-   calls the next in line; one that finds the group empty again goes back to the head.  Every step
-   shortens the line or waits for a release, so nothing spins and nobody starves.
-4. A newcomer joins the line when there is one, rather than overtake it.
-5. A read from a file takes its buffer when it is submitted, not when data is there, and holds it while the disk
-   works (KERNEL.md C5).  Our count of the kernel's buffers is too high by those, so `serve()` asks the kernel for
-   its own: else those in line would be called, refused and called again for as long as the disk takes.
-6. Who drives a `Ring` by hand may say when the kernel sees a buffer again: `add()` ends a lease, `advance()` shows
+3. When the kernel finds the group empty it ends the receive with ENOBUFS; see `_shortage` for what follows.
+4. Who drives a `Ring` by hand may say when the kernel sees a buffer again: `add()` ends a lease, `advance()` shows
    the kernel what was added.  The two never mix with `release()`: the C core keeps what was added behind what was
    released, and publishes the one with the turn and the other with `advance()` only.
 """
@@ -24,21 +16,19 @@ How this fits together
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from aiouring._errors import BuffersExhaustedError, RingClosedError, UnsupportedKernelError, failure
+from aiouring._errors import RingClosedError, UnsupportedKernelError, failure
 from aiouring._lease import Arena, Home, Lease
-from aiouring._line import Attendant, Line
+from aiouring._line import Attendant
 from aiouring._registered_memory import registration_error
 from aiouring._ring import CoreRing, check_count, check_size
+from aiouring._shortage import OnEmpty as OnEmpty
+from aiouring._shortage import Shortage
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
-    import asyncio
-
     from aiouring._uring import CGroup
-
-OnEmpty = Literal["wait", "raise"]
 
 # Looked up once: these are on every message's way.
 _BUFFER_SHIFT = lib.AU_CQE_BUFFER_SHIFT
@@ -80,6 +70,8 @@ class BufferRingStatistics:
     waiting: int  # receivers in line now
     starved: int  # times a receiver joined the line
     enobufs: int  # times the kernel found the group empty
+    private: int  # private buffers in use, see on_empty="fallback"
+    fallbacks: int  # receives that brought bytes into one
     published: int  # buffers handed to the kernel since the start
     advances: int  # stores of the tail that took
 
@@ -111,7 +103,7 @@ def private_copy(data: bytes) -> ProvidedBuffer:
     return chunk
 
 
-class BufferRing(Home):
+class BufferRing(Shortage):
     """`count` buffers of `size` bytes from which the kernel picks; made by `AsyncRing.register_buffer_ring()`.
 
     Leaving the `with` block unregisters it.  Since Linux 5.19.  See io_uring_setup_buf_ring(3).
@@ -126,15 +118,12 @@ class BufferRing(Home):
         size: int,
         on_empty: OnEmpty,
     ) -> None:
-        super().__init__(attendant)
         check_size("count", count, MAX_ENTRIES)
         if count & (count - 1):
             raise ValueError(f"count={count} is not a power of two, as the kernel's ring wants it")
         check_size("size", size, MAX_BUFFER_BYTES)
-        if on_empty not in ("wait", "raise"):
-            raise ValueError(f"on_empty={on_empty!r} is neither 'wait' nor 'raise'")
+        super().__init__(ring, attendant, ProvidedBuffer, count, size, on_empty)
         self.group_id = group_id
-        self.on_empty: OnEmpty = on_empty
         self._count = count
         self._size = size
         self.arena = Arena(count, size, size)
@@ -146,10 +135,6 @@ class BufferRing(Home):
             raise UnsupportedKernelError("buffer rings (IORING_REGISTER_PBUF_RING) need Linux 5.19")
         if code < 0:
             raise registration_error(code, count * 16, f"registering a ring of {count} buffers of {size} bytes")
-        self._starved = 0
-        self.enobufs = 0
-        self._line: Line[None] = Line(attendant.new_future, lambda _: self.serve())
-        self.waiting = self._line.waiting  # truthy while somebody waits for a buffer
 
     def __del__(self, close: Callable[[Any], None] = lib.au_group_close) -> None:
         if hasattr(self, "raw"):
@@ -172,62 +157,6 @@ class BufferRing(Home):
     def size(self) -> int:
         """Bytes in each buffer: the most one receive returns."""
         return self._size
-
-    @property
-    def registered(self) -> bool:
-        """Whether the kernel still has the group."""
-        return bool(self.raw.registered)
-
-    async def wait_in_line(self, ticket: int, owner: object, *, on_empty: OnEmpty | None, refused: bool) -> None:
-        """Wait until it makes sense to arm a receive (again).
-
-        Args:
-            ticket: the place in the line, from `draw_ticket()`; the same when the receiver comes back.
-            owner: which receiver this is, for `evict()`.
-            on_empty: overrides the group's own policy.
-            refused: the kernel just said ENOBUFS.
-        """
-        self.enobufs += refused
-        self._admit(on_empty)
-        await self._line.wait(ticket, owner)
-
-    def join_line(self, ticket: int, owner: object) -> "asyncio.Future[None]":
-        """Wait as `wait_in_line()` does, by a future."""
-        self._admit(None)
-        return self._line.join(ticket, owner)[1]
-
-    def leave_line(self, turn: "asyncio.Future[None]") -> None:
-        """Whoever joined the line does not wait any more."""
-        self._line.leave(turn)
-
-    def _admit(self, on_empty: OnEmpty | None) -> None:
-        """Refuse who would wait for nothing, or does not want to wait."""
-        if not self.registered:
-            raise RingClosedError(f"buffer ring {self.group_id} has been unregistered")
-        if (on_empty or self.on_empty) == "raise":
-            raise BuffersExhaustedError(
-                f"all {self._count} buffers of group {self.group_id} are in use ({self.raw.lent} lent, "
-                f"{len(self._line)} receivers waiting): release some, register more, or use on_empty='wait'"
-            )
-        self._starved += 1
-        self._attendant.ask_for_turn()  # a buffer may have come back before this one joined
-
-    def draw_ticket(self) -> int:
-        """A place in the line, behind all that were drawn before."""
-        return self._line.draw_ticket()
-
-    def evict(self, owner: object, error: Exception) -> int:
-        """Whoever of `owner` is in line gets `error`; returns how many there were."""
-        return self._line.evict(owner, error)
-
-    def serve(self) -> None:
-        """Call from the line as many as the kernel has buffers."""
-        buffers = self.raw.with_kernel
-        if buffers and (head := lib.au_group_head(self.raw)) >= 0:  # before Linux 6.8 it cannot be known
-            buffers = (self.raw.tail - head) % 65536
-        for _ in range(buffers):
-            if not self._line.hand(None):
-                break
 
     def take(self, flags: int, length: int) -> ProvidedBuffer:
         """The buffer a completion's flags name becomes the caller's; to be called once for each such completion."""
@@ -276,8 +205,7 @@ class BufferRing(Home):
         code = lib.au_ring_check(self._ring.raw)
         if code < 0:
             raise failure(code)
-        if not self.registered:
-            raise RingClosedError(f"buffer ring {self.group_id} has been unregistered")
+        self.check_registered()
         buffer.hand_over()
         self._add(buffer.number)
 
@@ -356,10 +284,6 @@ class BufferRing(Home):
         self._attendant.cancel_receives(self)
         self.dismiss(RingClosedError(f"buffer ring {self.group_id} was unregistered while this waited"))
 
-    def dismiss(self, error: Exception) -> None:
-        """Whoever waits for a buffer gets `error`."""
-        self._line.dismiss(error)
-
     def statistics(self) -> BufferRingStatistics:
         """Where the buffers are now, and how often there were none."""
         raw = self.raw
@@ -374,6 +298,8 @@ class BufferRing(Home):
             waiting=len(self._line),
             starved=self._starved,
             enobufs=self.enobufs,
+            private=self.private.in_use,
+            fallbacks=self.private.received,
             published=raw.published,
             advances=raw.advances,
         )

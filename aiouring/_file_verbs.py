@@ -23,6 +23,7 @@ from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer, end_of_st
 from aiouring._errors import RingClosedError
 from aiouring._fixed_buffer import FixedBuffer
 from aiouring._late_requests import perform_late
+from aiouring._private_receives import PrivateRead, PrivateReadAt, read_privately
 from aiouring._request import ProvidedRead, Read, Request, Write
 from aiouring._ring import check_size
 from aiouring._uring import lib
@@ -124,7 +125,11 @@ class FileVerbs(Verbs):
             while True:
                 if ticket or group.waiting:
                     refused, ticket = ticket > 0, ticket or group.draw_ticket()
-                    await line_up(ticket, number, file, group, on_empty, refused=refused)
+                    spare = await line_up(ticket, number, file, group, on_empty, refused=refused)
+                    if spare is not None:
+                        kind = PrivateRead if offset is None else PrivateReadAt
+                        private = kind(number, file, spare.memory(), spare)
+                        return await read_privately(driver, private, group, most, arguments[4], how)
                 result = await driver.perform(request, _prepare_select, *arguments)
                 if result != -request.expected:
                     break

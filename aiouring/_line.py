@@ -49,7 +49,7 @@ class Line(Generic[T]):
         self._new_future = new_future
         self._returned = returned
         self._tickets = 0
-        self.waiting: deque[tuple[int, asyncio.Future[T], object]] = deque()
+        self.waiting: deque[tuple[int, asyncio.Future[T], object, bool]] = deque()
 
     def __len__(self) -> int:
         return len(self.waiting)
@@ -59,18 +59,23 @@ class Line(Generic[T]):
         self._tickets += 1
         return self._tickets
 
-    def join(self, ticket: int, owner: object) -> "tuple[int, asyncio.Future[T], object]":
-        """Stand in line; whoever does not want to wait any more leaves, see `leave()`."""
-        entry = (ticket, self._new_future(), owner)
+    def join(
+        self, ticket: int, owner: object, *, content: bool = False
+    ) -> "tuple[int, asyncio.Future[T], object, bool]":
+        """Stand in line; whoever does not want to wait any more leaves, see `leave()`.
+
+        `content` is who takes a substitute, too.
+        """
+        entry = (ticket, self._new_future(), owner, content)
         if not self.waiting or self.waiting[-1][0] < ticket:
             self.waiting.append(entry)
         else:
             self.waiting.insert(bisect(self.waiting, ticket, key=itemgetter(0)), entry)
         return entry
 
-    async def wait(self, ticket: int | None = None, owner: object = None) -> T:
+    async def wait(self, ticket: int | None = None, owner: object = None, *, content: bool = False) -> T:
         """Wait to be handed something."""
-        entry = self.join(self.draw_ticket() if ticket is None else ticket, owner)
+        entry = self.join(self.draw_ticket() if ticket is None else ticket, owner, content=content)
         turn = entry[1]
         try:
             return await turn
@@ -92,11 +97,19 @@ class Line(Generic[T]):
     def hand(self, thing: T) -> bool:
         """Hand `thing` to the first who still waits; False if there is nobody, or the loop is closed."""
         while self.waiting:
-            _, turn, _ = self.waiting.popleft()
+            turn = self.waiting.popleft()[1]
             if not turn.done() and not turn.get_loop().is_closed():
                 turn.set_result(thing)
                 return True
         return False
+
+    def first_content(self) -> "asyncio.Future[T] | None":
+        """Take the first who takes a substitute out of the line; None if there is nobody."""
+        for entry in self.waiting:
+            if entry[3] and not entry[1].done() and not entry[1].get_loop().is_closed():
+                self.waiting.remove(entry)
+                return entry[1]
+        return None
 
     def evict(self, owner: object, error: Exception) -> int:
         """Those of `owner` get `error`; returns how many there were."""

@@ -11,7 +11,8 @@ How this fits together
 3. The kernel may receive as many bytes as `max_pending` buffers hold before we look, where it can be told so: one
    firehose cannot empty the group.  Above the high mark the kernel's request is cancelled; what it still
    brings is queued.  Below the low mark, *and* when that cancel is over, it is armed again.
-4. ENOBUFS parks the stream in the group's line, behind whoever waited before; the data stays in the socket.
+4. ENOBUFS parks the stream in the group's line, behind whoever waited before; the data stays in the socket.  Where the
+   group falls back, a private receive takes the multishot's place, see `_private_buffers`.
 5. Closing cancels, waits for the request's own final completion, and keeps what nobody took for the next
    receive on the file (see Leftovers).
 
@@ -27,7 +28,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from aiouring._buffer_ring import BufferRing, ProvidedBuffer, end_of_stream, private_copy
 from aiouring._errors import BuffersExhaustedError, ResourceBusyError, RingClosedError, kernel_error
 from aiouring._line import wake
-from aiouring._request import Request, identify
+from aiouring._private_receives import DATA_FIRST, Shorthanded
+from aiouring._request import identify
 from aiouring._uring import lib
 
 if TYPE_CHECKING:
@@ -54,31 +56,25 @@ def most_pending(group: BufferRing, wanted: int | None) -> int:
     return wanted
 
 
-class Receiving(Request):
+class Receiving(Shorthanded):
     """The receiving half of one socket."""
 
     __slots__ = (
-        "_arrivals",
-        "_driver",
         "_early",
         "_ends",
         "_failure",
         "_high",
-        "_how",
         "_identity",
         "_keeps_boundaries",
         "_low",
         "_new_future",
-        "_place",
         "_raw_group",
         "_ready",
         "_retired",
         "_stopping",
-        "_ticket",
         "_total",
         "_withdrawn",
         "armed",
-        "closing",
         "group",
         "over",
         "tag",
@@ -87,30 +83,25 @@ class Receiving(Request):
     def __init__(
         self, driver: "Driver", fd: int, file: Any, how: int, group: BufferRing, high: int, *, keeps_boundaries: bool
     ) -> None:
-        super().__init__(fd, file)
-        self._driver = driver
+        super().__init__(driver, fd, file, how)
         self._retired: Callable[[], object] | None = None
         self._new_future = driver.new_future
         self.group: BufferRing = group
         self._raw_group = group.raw
         self.tag = 1 << lib.AU_TAG_BIT | group.group_id << lib.AU_TAG_SHIFT
-        self._how = how
         total = high * group.size  # bytes that the kernel may receive before we look
         self._total = total if total < lib.AU_MAX_TRANSFER else 0  # 0 is no limit
         self._identity = identify(fd) if how and file is None else None  # a number's, that others may close
         self._keeps_boundaries = keeps_boundaries  # of datagrams: an empty one is not the end
         self._high = high
         self._low = max(1, high // 2)
-        self._arrivals: deque[tuple[int, int]] = deque()  # result and flags; their buffers are lent
         self._early: deque[ProvidedBuffer] = deque()  # what came for a cancelled receive before this one
         self._ready: asyncio.Future[None] | None = None
         self._ends: list[asyncio.Future[int]] = []
         self._failure: Exception | None = None
-        self._place: asyncio.Future[None] | None = None  # in the group's line
-        self._ticket = 0  # its place in that line; kept until data comes
         self._stopping = False
         self._withdrawn = False  # whoever stops all requests on the file has cancelled it
-        self.armed = self.closing = self.over = False
+        self.armed = self.over = False
         while data := driver.leftovers.take(fd, group.size) if driver.leftovers.kept else b"":
             self._early.append(private_copy(data))
         self._arm()
@@ -148,7 +139,7 @@ class Receiving(Request):
         if not self.armed and len(arrivals) <= self._low:
             self._arm()
         if not flags:
-            return end_of_stream()  # an empty datagram
+            return result or end_of_stream()  # a private chunk, or an empty datagram
         group = self.group
         return ProvidedBuffer(group, group.arena, flags >> _SHIFT, result)
 
@@ -176,13 +167,20 @@ class Receiving(Request):
         else:
             self._start()
 
-    def _start(self) -> None:
+    def _start(self, spare: "ProvidedBuffer | None" = None, data_first: int = 0) -> None:
         self.armed = True
         try:
             self.check_file()
-            self._driver.start(self, _prepare_multishot, _RECV, self.fd, self.group.raw, self._total, self._how)
+            if spare is not None:
+                self._start_privately(spare)
+            else:
+                how = self._how | data_first
+                self._driver.start(self, _prepare_multishot, _RECV, self.fd, self.group.raw, self._total, how)
         except (OSError, RuntimeError, ValueError) as error:
             self.armed = False
+            if spare is not None:
+                self._spare = None
+                spare.release()
             self._finish(error)
 
     def check_file(self) -> None:
@@ -210,6 +208,9 @@ class Receiving(Request):
                 return
         elif flags & _BUFFER:
             self._return(flags)
+        if self._spare is not None:
+            self._arrived_privately(self._spare, result)
+            self._wake()
         stopped, self._stopping = self._stopping, False
         self._over_for_the_kernel()
         if self.closing:
@@ -238,7 +239,9 @@ class Receiving(Request):
         elif result == -errno.ENOBUFS:
             self.group.enobufs += 1
             self._park()
-        elif result in (-errno.EINTR, -errno.EAGAIN):
+        elif result == -errno.EAGAIN:
+            self._start(data_first=DATA_FIRST)
+        elif result == -errno.EINTR:
             self._arm()
         elif result == -errno.EINVAL and self._total:
             self._total = 0  # this kernel knows no limit
@@ -264,31 +267,6 @@ class Receiving(Request):
         self._over_for_the_kernel()
         self._finish(error)
         self._retire()
-
-    # ---- waiting for a buffer ------------------------------------------------------------------
-
-    def _park(self) -> None:
-        """Join the group's line; whoever hands out buffers calls `_called`."""
-        self._ticket = self._ticket or self.group.draw_ticket()
-        try:
-            self._place = place = self.group.join_line(self._ticket, (self.fd, self.file))
-        except (OSError, RuntimeError) as error:
-            self._finish(error)
-        else:
-            place.add_done_callback(self._called)
-
-    def _called(self, place: "asyncio.Future[None]") -> None:
-        self._place = None
-        if place.cancelled():
-            return
-        error = place.exception()
-        if self.closing:
-            self.group.serve()  # it was called, and leaves: the next is
-        elif error is None:
-            self._start()
-        else:
-            assert isinstance(error, Exception)
-            self._finish(error)
 
     # ---- the end -------------------------------------------------------------------------------
 
@@ -355,9 +333,11 @@ class Receiving(Request):
         while self._early:
             self._early.popleft().release()
         while self._arrivals:
-            flags = self._arrivals.popleft()[1]
+            result, flags = self._arrivals.popleft()
             if flags:
                 self.group.take_back(flags >> _SHIFT)
+            elif result:
+                result.release()
 
     def let_go(self) -> None:
         """Keep what nobody took for the next receive on the file, and give the buffers back."""
@@ -368,7 +348,9 @@ class Receiving(Request):
         while self._arrivals:
             result, flags = self._arrivals.popleft()
             if flags:
-                with ProvidedBuffer(self.group, self.group.arena, flags >> _SHIFT, result) as chunk:
+                result = ProvidedBuffer(self.group, self.group.arena, flags >> _SHIFT, result)
+            if result:
+                with result as chunk:
                     kept.append(bytes(chunk.view))
         if kept and self._has_its_file():
             for data in kept if self._keeps_boundaries else [b"".join(kept)]:

@@ -103,7 +103,9 @@ class RegistrationVerbs(Verbs):
         Args:
             count: how many, a power of two from 1 to 32768.
             size: bytes in each, up to 1 GiB: the most one receive returns.
-            on_empty: what a receive does when all are lent: wait in line, or raise `BuffersExhaustedError`.
+            on_empty: what a receive does when all are lent.  "wait": it stands in line, and the data stays in its
+                socket.  "raise": it raises `BuffersExhaustedError`.  "fallback": it receives into memory of its own,
+                until a buffer is back; as many such chunks as the group has buffers, then it waits.
             group_id: the group's number for the kernel, 0 to 65535; None takes the first that is free.
 
         Raises:

@@ -12,6 +12,7 @@ from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._errors import ResourceBusyError, RingClosedError
 from aiouring._features import require
 from aiouring._multishot import Receiving, most_pending
+from aiouring._private_receives import DATA_FIRST, receive_privately
 from aiouring._receive_stream import ReceiveStream
 from aiouring._request import Accept, ProvidedReceive, Receive, Request, Write
 from aiouring._standing_streams import connection_of
@@ -83,8 +84,9 @@ class SocketVerbs(Verbs):
         """Receive into a buffer that the kernel picks from `group` when the data is there.
 
         Returns it lent: release it, or use it in a `with` block.  It is empty, and falsy, at the end of the
-        stream.  While all buffers are lent this waits in line, unless `on_empty` (here or of the group) is
-        "raise".  Cancelling it loses no byte: what arrives with the cancellation is the next receive's.
+        stream.  While all buffers are lent this waits in line, or does what `on_empty` (here or of the group) says,
+        see `register_buffer_ring()`.  Cancelling it loses no byte: what arrives with the cancellation is the next
+        receive's.
 
         Raises:
             BuffersExhaustedError: no buffer, and "raise".
@@ -103,12 +105,17 @@ class SocketVerbs(Verbs):
             if driver.leftovers.kept and (data := driver.leftovers.take(number, group.size)):
                 return private_copy(data)
             request = ProvidedReceive(number, file, group)
-            ticket = 0
+            ticket, armed_how = 0, how
             while True:
                 if ticket or group.waiting:
                     refused, ticket = ticket > 0, ticket or group.draw_ticket()
-                    await line_up(ticket, number, file, group, on_empty, refused=refused)
-                result = await driver.perform(request, _prepare_select, _RECV, number, group.raw, 0, 0, 0, how)
+                    spare = await line_up(ticket, number, file, group, on_empty, refused=refused)
+                    if spare is not None:
+                        chunk = await receive_privately(driver, number, file, how, group, spare)
+                        if chunk is not None:
+                            return chunk
+                        armed_how = how | DATA_FIRST
+                result = await driver.perform(request, _prepare_select, _RECV, number, group.raw, 0, 0, 0, armed_how)
                 if result != _NO_BUFFERS:
                     break
                 ticket = ticket or group.draw_ticket()
@@ -131,8 +138,8 @@ class SocketVerbs(Verbs):
         One request serves the whole stream, so a chunk costs less than with `recv`.  The kernel receives while
         nobody waits, until `max_pending` chunks are there (None: an eighth of the group's buffers, at least one
         and at most 64), and goes on when half of them are taken.  While all buffers are lent the stream waits in
-        line; the data stays in the socket.  Use `async with`, or leave the loop: both end the receive, and what
-        arrived and was not taken is the next receive's.
+        line, and the data stays in the socket, unless the group's `on_empty` says otherwise.  Use `async with`, or
+        leave the loop: both end the receive, and what arrived and was not taken is the next receive's.
 
         Raises:
             ResourceBusyError: another receive is waiting on this socket.

@@ -4,7 +4,7 @@ import errno
 from typing import Any, Protocol, TypeAlias
 
 from aiouring._address import pack_address
-from aiouring._buffer_ring import BufferRing, OnEmpty
+from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer
 from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._driver import Driver
 from aiouring._errors import kernel_error
@@ -108,9 +108,15 @@ def file_offset(offset: int | None) -> int:
 
 async def line_up(
     ticket: int, number: int, file: Any, group: BufferRing, on_empty: OnEmpty | None, *, refused: bool
-) -> None:
-    """Wait for a buffer; the descriptor must still stand for the same file afterwards."""
+) -> ProvidedBuffer | None:
+    """Wait for a buffer of the group's, or return a private one; the descriptor must still stand for the same file."""
     identity = identify(number)
-    await group.wait_in_line(ticket, (number, file), on_empty=on_empty, refused=refused)
-    if identify(number) != identity:
+    spare = await group.wait_in_line(ticket, (number, file), on_empty=on_empty, refused=refused)
+    try:
+        if identify(number) == identity:
+            return spare
         raise kernel_error(errno.EBADF, "the file was closed while this waited for a buffer")
+    except OSError:
+        if spare is not None:
+            spare.release()
+        raise

@@ -160,7 +160,7 @@ SIZES: list[tuple[Any, Any, Any, type[Exception], str]] = [
     (2.0, 64, "wait", TypeError, "count must be an int, not float"),
     (2, "64", "wait", TypeError, "size must be an int, not str"),
     (2, None, "wait", TypeError, "size must be an int, not NoneType"),
-    (2, 64, "ignore", ValueError, "on_empty='ignore' is neither 'wait' nor 'raise'"),
+    (2, 64, "ignore", ValueError, "on_empty='ignore' is none of 'wait', 'raise' and 'fallback'"),
 ]
 
 

@@ -1,0 +1,157 @@
+"""Owns `Shortage`: what a buffer ring does for receivers that find it empty: they wait, are refused, or fall back.
+
+How this fits together
+
+1. When the kernel finds the group empty it ends the receive with ENOBUFS; the data stays in the socket.  The receiver
+   joins the line.  After each turn `serve()` calls as many from the line as the kernel has buffers; they arm their
+   receives again.  One whose socket has no data takes no buffer, so the next turn calls the next in line; one that
+   finds the group empty again goes back to the head.  Every step shortens the line or waits for a release, so nothing
+   spins and nobody starves.
+2. A newcomer joins the line when there is one, rather than overtake it.
+3. A read from a file takes its buffer when it is submitted, not when data is there, and holds it while the disk works
+   (KERNEL.md C5).  Our count of the kernel's buffers is too high by those, so `serve()` asks the kernel for its own:
+   else those in line would be called, refused and called again for as long as the disk takes.
+4. Who may fall back ("content" in the line's words) takes a private buffer in place of one of the group's, see
+   `_private_buffers`.  It joins the line only while all of those are out, and is handed the first that comes back,
+   unless a buffer of the group is there before.  So what is handed over is None, go and ask the group, or the lease.
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+from aiouring._errors import BuffersExhaustedError, RingClosedError
+from aiouring._lease import Home
+from aiouring._line import Attendant, Line, wake
+from aiouring._private_buffers import PrivateBuffers
+from aiouring._ring import CoreRing
+from aiouring._uring import lib
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from aiouring._buffer_ring import ProvidedBuffer
+    from aiouring._uring import CGroup
+
+OnEmpty = Literal["wait", "raise", "fallback"]
+
+
+class Shortage(Home):
+    """The half of `BufferRing` that deals with those for whom there is no buffer."""
+
+    raw: "CGroup"
+    group_id: int
+
+    def __init__(
+        self,
+        ring: CoreRing,
+        attendant: Attendant,
+        kind: "type[ProvidedBuffer]",
+        count: int,
+        size: int,
+        on_empty: OnEmpty,
+    ) -> None:
+        super().__init__(attendant)
+        if on_empty not in ("wait", "raise", "fallback"):
+            raise ValueError(f"on_empty={on_empty!r} is none of 'wait', 'raise' and 'fallback'")
+        self.on_empty: OnEmpty = on_empty
+        self._kind = kind
+        self.private = PrivateBuffers(ring, attendant, size, count, self._private_returned)
+        self._line: Line[ProvidedBuffer | None] = Line(attendant.new_future, self.decline)
+        self.waiting = self._line.waiting  # truthy while somebody waits for a buffer
+        self._starved = 0
+        self.enobufs = 0
+
+    @property
+    def registered(self) -> bool:
+        """Whether the kernel still has the group."""
+        return bool(self.raw.registered)
+
+    async def wait_in_line(
+        self, ticket: int, owner: object, *, on_empty: OnEmpty | None, refused: bool
+    ) -> "ProvidedBuffer | None":
+        """Wait until it makes sense to arm a receive (again).
+
+        Args:
+            ticket: the place in the line, from `draw_ticket()`; the same when the receiver comes back.
+            owner: which receiver this is, for `evict()`.
+            on_empty: overrides the group's own policy.
+            refused: the kernel just said ENOBUFS.
+
+        Returns:
+            A private buffer to receive into, without waiting for data; None where the group may have one.
+        """
+        self.enobufs += refused
+        policy = on_empty or self.on_empty
+        if (spare := self.draw_private(policy)) is not None:
+            return spare
+        self._admit(policy)
+        return await self._line.wait(ticket, owner, content=policy == "fallback")
+
+    def join_line(self, ticket: int, owner: object) -> "asyncio.Future[ProvidedBuffer | None]":
+        """Wait as `wait_in_line()` does, by a future, where `draw_private()` has nothing."""
+        self._admit(self.on_empty)
+        return self._line.join(ticket, owner, content=self.on_empty == "fallback")[1]
+
+    def leave_line(self, turn: "asyncio.Future[ProvidedBuffer | None]") -> None:
+        """Whoever joined the line does not wait any more."""
+        self._line.leave(turn)
+
+    def _admit(self, policy: OnEmpty) -> None:
+        """Refuse who would wait for nothing, or does not want to wait."""
+        self.check_registered()
+        if policy == "raise":
+            raise BuffersExhaustedError(
+                f"all {self.raw.count} buffers of group {self.group_id} are in use ({self.raw.lent} lent, "
+                f"{len(self._line)} receivers waiting): release some, register more, or use on_empty='wait'"
+            )
+        self._starved += 1
+        self._attendant.ask_for_turn()  # a buffer may have come back before this one joined
+
+    def check_registered(self) -> None:
+        """Raise where the kernel does not have the group any more."""
+        if not self.registered:
+            raise RingClosedError(f"buffer ring {self.group_id} has been unregistered")
+
+    def draw_ticket(self) -> int:
+        """A place in the line, behind all that were drawn before."""
+        return self._line.draw_ticket()
+
+    def evict(self, owner: object, error: Exception) -> int:
+        """Whoever of `owner` is in line gets `error`; returns how many there were."""
+        return self._line.evict(owner, error)
+
+    def dismiss(self, error: Exception) -> None:
+        """Whoever waits for a buffer gets `error`."""
+        self._line.dismiss(error)
+
+    def serve(self) -> None:
+        """Call from the line as many as the kernel has buffers."""
+        buffers = self.raw.with_kernel
+        if buffers and (head := lib.au_group_head(self.raw)) >= 0:  # before Linux 6.8 it cannot be known
+            buffers = (self.raw.tail - head) % 65536
+        for _ in range(buffers):
+            if not self._line.hand(None):
+                break
+
+    def decline(self, spare: "ProvidedBuffer | None") -> None:
+        """What the line handed over is not wanted any more: the next is called."""
+        if spare is None:
+            self.serve()
+        else:
+            spare.release()
+
+    # ---- private buffers -----------------------------------------------------------------------
+
+    def draw_private(self, policy: OnEmpty) -> "ProvidedBuffer | None":
+        """A private buffer, lent, where the policy allows it and one may be had."""
+        if policy != "fallback":
+            return None
+        self.check_registered()
+        drawn = self.private.draw()
+        return drawn and self._kind(self.private, *drawn, self.private.size)
+
+    def _private_returned(self) -> None:
+        """Hand the private buffer that came back to the first in line who takes one."""
+        if self.waiting and (turn := self._line.first_content()) is not None:
+            drawn = self.private.draw()
+            assert drawn is not None  # nobody else came in between
+            wake(turn, self._kind(self.private, *drawn, self.private.size))
