@@ -62,7 +62,9 @@ class BufferRingStatistics:
 
     group_id: int
     count: int
-    size: int
+    max_count: int  # how far it may grow
+    growths: int  # times it grew
+    size: int  # bytes in each
     with_kernel: int
     added: int  # given back by add(), not to be seen by the kernel before advance()
     in_use: int
@@ -117,35 +119,39 @@ class BufferRing(Shortage):
         count: int,
         size: int,
         on_empty: OnEmpty,
+        max_count: int | None = None,
     ) -> None:
-        check_size("count", count, MAX_ENTRIES)
-        if count & (count - 1):
-            raise ValueError(f"count={count} is not a power of two, as the kernel's ring wants it")
+        name, capacity = ("count", count) if max_count is None else ("max_count", max_count)
+        check_size(name, capacity, MAX_ENTRIES)
+        if capacity & (capacity - 1):
+            raise ValueError(f"{name}={capacity} is not a power of two, as the kernel's ring wants it")
+        check_size("count", count, capacity)
         check_size("size", size, MAX_BUFFER_BYTES)
         super().__init__(ring, attendant, ProvidedBuffer, count, size, on_empty)
         self.group_id = group_id
-        self._count = count
         self._size = size
-        self.arena = Arena(count, size, size)
-        self.raw: CGroup = ffi.new("au_group *", {"owner": count})
+        self._capacity = capacity
+        self.arena = Arena(count, size, size, room=capacity)
+        self.raw: CGroup = ffi.new("au_group *", {"owner": capacity})
         self._ring = ring  # the C group points to the C ring
-        code = lib.au_group_init(self.raw, ring.raw, self.arena.base, size, count, group_id)
+        code = lib.au_group_init(self.raw, ring.raw, self.arena.base, size, capacity, group_id)
+        self.raw.count = count  # to begin with
         code = code or lib.au_group_register(self.raw)
         if code == -errno.EINVAL:  # our own checks have passed
             raise UnsupportedKernelError("buffer rings (IORING_REGISTER_PBUF_RING) need Linux 5.19")
         if code < 0:
-            raise registration_error(code, count * 16, f"registering a ring of {count} buffers of {size} bytes")
+            raise registration_error(code, capacity * 16, f"registering a ring of {capacity} buffers of {size} bytes")
 
     def __del__(self, close: Callable[[Any], None] = lib.au_group_close) -> None:
         if hasattr(self, "raw"):
             close(self.raw)  # does nothing while the kernel has the group
 
     def __len__(self) -> int:
-        return self._count
+        return self.raw.count
 
     def __repr__(self) -> str:
         state = f"{self.raw.with_kernel} with the kernel" if self.registered else "unregistered"
-        return f"<BufferRing {self.group_id}: {self._count} x {self._size} bytes, {state}>"
+        return f"<BufferRing {self.group_id}: {len(self)} x {self._size} bytes, {state}>"
 
     def __enter__(self) -> Self:
         return self
@@ -157,6 +163,40 @@ class BufferRing(Shortage):
     def size(self) -> int:
         """Bytes in each buffer: the most one receive returns."""
         return self._size
+
+    @property
+    def max_count(self) -> int:
+        """How many buffers the group may grow to."""
+        return self._capacity
+
+    def grow(self, count: int) -> None:
+        """Add `count` buffers; whoever is in line is served with them.
+
+        A group with `max_count` grows by itself when a receiver finds it empty; this is for those who know better, or
+        drive a `Ring`.  It does not shrink.
+
+        Raises:
+            ValueError: it would have more than `max_count`.
+            RingClosedError: it was unregistered.
+
+        Since Linux 5.19.
+        """
+        check_size("count", count, MAX_ENTRIES)
+        if count > self._capacity - len(self):
+            raise ValueError(
+                f"{len(self)} buffers and {count} more would be more than max_count={self._capacity}, which "
+                "register_buffer_ring() sets for good"
+            )
+        self.check_registered()
+        code = lib.au_ring_check(self._ring.raw)
+        if code < 0:
+            raise failure(code)
+        self.arena.extend(len(self) + count, self._size, self._size)  # first: the kernel may name them right afterwards
+        code = lib.au_group_grow(self.raw, count)
+        assert code == 0, code
+        self._growths += 1
+        self.private.limit = len(self)
+        self._attendant.ask_for_turn()
 
     def take(self, flags: int, length: int) -> ProvidedBuffer:
         """The buffer a completion's flags name becomes the caller's; to be called once for each such completion."""
@@ -289,7 +329,9 @@ class BufferRing(Shortage):
         raw = self.raw
         return BufferRingStatistics(
             group_id=self.group_id,
-            count=self._count,
+            count=raw.count,
+            max_count=self._capacity,
+            growths=self._growths,
             size=self._size,
             with_kernel=raw.with_kernel + raw.unpublished,
             added=raw.added,

@@ -35,7 +35,10 @@ PAGE = mmap.PAGESIZE
 
 
 class Arena:
-    """Private anonymous memory for `count` buffers, each `stride` bytes after the last, page-aligned."""
+    """Private anonymous memory for `count` buffers, each `stride` bytes after the last, page-aligned.
+
+    `room` is how many there may be one day: their addresses are reserved, and cost no memory until they are used.
+    """
 
     __slots__ = ("base", "exporters", "memories")
 
@@ -43,17 +46,28 @@ class Arena:
     memories: "list[CMemory] | dict[int, CMemory]"
     exporters: "list[CMemory] | dict[int, CMemory]"
 
-    def __init__(self, count: int, size: int, stride: int, mapping: mmap.mmap | None = None) -> None:
+    def __init__(
+        self, count: int, size: int, stride: int, mapping: mmap.mmap | None = None, room: int | None = None
+    ) -> None:
         if mapping is None:
-            mapping = mmap.mmap(-1, count * stride, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            mapping = mmap.mmap(-1, (room or count) * stride, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.base: CMemory = ffi.from_buffer(mapping, require_writable=True)
+        self.memories = []
+        self.exporters = []
+        self.extend(count, size, stride)
+
+    def extend(self, count: int, size: int, stride: int) -> None:
+        """Make buffers until there are `count`; what an interrupt left half made is made again."""
+        memories, exporters = self.memories, self.exporters
+        assert isinstance(memories, list)
+        assert isinstance(exporters, list)
+        del memories[len(exporters) :]
         # Each buffer as a C pointer that keeps the whole mapping alive (by its destructor's argument), and as an
         # exporter of views, see the module's header.  No memoryview may stand between them and the mapping:
         # CPython's collector clears one that is still exported, and crashes.
-        self.memories = [
-            ffi.gc(self.base + at, partial(_outlived, self.base)) for at in range(0, count * stride, stride)
-        ]
-        self.exporters = [ffi.buffer(memory, size) for memory in self.memories]
+        for at in range(len(memories) * stride, count * stride, stride):
+            memories.append(ffi.gc(self.base + at, partial(_outlived, self.base)))
+            exporters.append(ffi.buffer(memories[-1], size))
 
 
 def _outlived(base: object, memory: object) -> None:

@@ -18,7 +18,6 @@ lease ends; no buffer is used twice, so its memory lives for as long as anybody 
 is the permission to have another.
 """
 
-import itertools
 from collections.abc import Callable
 
 from aiouring._errors import failure
@@ -38,7 +37,7 @@ class PrivateBuffers(Home):
         self._ring = ring
         self.size = size  # bytes in each
         self._returned = returned
-        self._next_number = itertools.count().__next__
+        self._numbers: list[int] = []  # that are free again
         self.limit = limit
         self.in_use = 0
         self.received = 0  # receives that brought bytes
@@ -47,7 +46,7 @@ class PrivateBuffers(Home):
         """Memory for one receive, and its number; None where all are in use."""
         if self.in_use >= self.limit:
             return None
-        number = self._next_number()
+        number = self._numbers.pop() if self._numbers else self.in_use  # all below that are taken
         arena = Arena(1, self.size, self.size)
         arena.memories = {number: arena.memories[0]}
         arena.exporters = {number: arena.exporters[0]}
@@ -67,5 +66,6 @@ class PrivateBuffers(Home):
         code = lib.au_ring_check(self._ring.raw)
         if code < 0 and code != lib.AU_CLOSED:
             raise failure(code, "returning a private buffer", index=number)
+        self._numbers.append(number)
         self.in_use -= 1
         self._returned()

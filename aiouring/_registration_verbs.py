@@ -96,17 +96,25 @@ class RegistrationVerbs(Verbs):
         )
 
     def register_buffer_ring(
-        self, *, count: int, size: int, on_empty: OnEmpty = "wait", group_id: int | None = None
+        self,
+        *,
+        count: int,
+        size: int,
+        on_empty: OnEmpty = "wait",
+        group_id: int | None = None,
+        max_count: int | None = None,
     ) -> BufferRing:
         """Register a pool of buffers for `recv` and `read_provided`.
 
         Args:
-            count: how many, a power of two from 1 to 32768.
+            count: how many, a power of two from 1 to 32768; with `max_count`, any number up to that.
             size: bytes in each, up to 1 GiB: the most one receive returns.
             on_empty: what a receive does when all are lent.  "wait": it stands in line, and the data stays in its
                 socket.  "raise": it raises `BuffersExhaustedError`.  "fallback": it receives into memory of its own,
                 until a buffer is back; as many such chunks as the group has buffers, then it waits.
             group_id: the group's number for the kernel, 0 to 65535; None takes the first that is free.
+            max_count: how many there may be, a power of two up to 32768: the group grows when a receive finds it empty,
+                before `on_empty` counts.  See `BufferRing.grow()`.
 
         Raises:
             ValueError: a number that is out of its range.
@@ -119,7 +127,7 @@ class RegistrationVerbs(Verbs):
         driver = self._driver or self._bound()
         driver.check()
         return driver.registry.register_buffer_ring(
-            driver.ring, count=count, size=size, on_empty=on_empty, group_id=group_id
+            driver.ring, count=count, size=size, on_empty=on_empty, group_id=group_id, max_count=max_count
         )
 
     def register_region(self, size: int | None = None, *, memory: Bytes = None) -> MemoryRegion:

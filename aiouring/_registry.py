@@ -113,7 +113,14 @@ class Registry:
         return self.files
 
     def register_buffer_ring(
-        self, ring: "CoreRing", *, count: int, size: int, on_empty: OnEmpty, group_id: int | None = None
+        self,
+        ring: "CoreRing",
+        *,
+        count: int,
+        size: int,
+        on_empty: OnEmpty,
+        group_id: int | None = None,
+        max_count: int | None = None,
     ) -> BufferRing:
         """See `AsyncRing.register_buffer_ring()`."""
         for number in [number for number, group in self.groups.items() if not group.registered]:
@@ -127,7 +134,7 @@ class Registry:
                 raise ResourceBusyError(f"this ring has {len(self.groups)} buffer rings already")
         else:
             self._check_group_id(group_id, in_flight)
-        group = BufferRing(ring, self._attendant, group_id, count, size, on_empty)
+        group = BufferRing(ring, self._attendant, group_id, count, size, on_empty, max_count)
         self.groups[group_id] = group
         return group
 

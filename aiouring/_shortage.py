@@ -11,7 +11,11 @@ How this fits together
 3. A read from a file takes its buffer when it is submitted, not when data is there, and holds it while the disk works
    (KERNEL.md C5).  Our count of the kernel's buffers is too high by those, so `serve()` asks the kernel for its own:
    else those in line would be called, refused and called again for as long as the disk takes.
-4. Who may fall back ("content" in the line's words) takes a private buffer in place of one of the group's, see
+4. A group that may grow does so when somebody is in line and the kernel has nothing: by as many buffers as there are,
+   and no more than GROWTH_STEP, in each turn.  So it grows to what its receivers hold at once, and nobody is refused,
+   or falls back, before it has all that it may have.  The addresses of all buffers were reserved at the registration
+   and the kernel's ring has room for them; memory that nobody has written to is not there yet.
+5. Who may fall back ("content" in the line's words) takes a private buffer in place of one of the group's, see
    `_private_buffers`.  It joins the line only while all of those are out, and is handed the first that comes back,
    unless a buffer of the group is there before.  So what is handed over is None, go and ask the group, or the lease.
 """
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
 
     from aiouring._buffer_ring import ProvidedBuffer
     from aiouring._uring import CGroup
+
+#: How many buffers a group grows by at once: to make one takes a microsecond.
+GROWTH_STEP = 256
 
 OnEmpty = Literal["wait", "raise", "fallback"]
 
@@ -58,6 +65,7 @@ class Shortage(Home):
         self._line: Line[ProvidedBuffer | None] = Line(attendant.new_future, self.decline)
         self.waiting = self._line.waiting  # truthy while somebody waits for a buffer
         self._starved = 0
+        self._growths = 0
         self.enobufs = 0
 
     @property
@@ -98,7 +106,7 @@ class Shortage(Home):
     def _admit(self, policy: OnEmpty) -> None:
         """Refuse who would wait for nothing, or does not want to wait."""
         self.check_registered()
-        if policy == "raise":
+        if policy == "raise" and not self._may_grow():
             raise BuffersExhaustedError(
                 f"all {self.raw.count} buffers of group {self.group_id} are in use ({self.raw.lent} lent, "
                 f"{len(self._line)} receivers waiting): release some, register more, or use on_empty='wait'"
@@ -124,13 +132,22 @@ class Shortage(Home):
         self._line.dismiss(error)
 
     def serve(self) -> None:
-        """Call from the line as many as the kernel has buffers."""
+        """Call from the line as many as the kernel has buffers; grow if that is none."""
         buffers = self.raw.with_kernel
         if buffers and (head := lib.au_group_head(self.raw)) >= 0:  # before Linux 6.8 it cannot be known
             buffers = (self.raw.tail - head) % 65536
         for _ in range(buffers):
             if not self._line.hand(None):
                 break
+        if self.waiting and not buffers and not self.raw.unpublished and self._may_grow():
+            self.grow(min(self.raw.count, self.raw.capacity - self.raw.count, GROWTH_STEP))
+
+    def _may_grow(self) -> bool:
+        return self.raw.count < self.raw.capacity and self.registered
+
+    def grow(self, count: int) -> None:
+        """Add `count` buffers."""
+        raise NotImplementedError
 
     def decline(self, spare: "ProvidedBuffer | None") -> None:
         """What the line handed over is not wanted any more: the next is called."""
@@ -143,9 +160,9 @@ class Shortage(Home):
 
     def draw_private(self, policy: OnEmpty) -> "ProvidedBuffer | None":
         """A private buffer, lent, where the policy allows it and one may be had."""
-        if policy != "fallback":
-            return None
         self.check_registered()
+        if policy != "fallback" or self._may_grow():
+            return None
         drawn = self.private.draw()
         return drawn and self._kind(self.private, *drawn, self.private.size)
 

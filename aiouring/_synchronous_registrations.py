@@ -102,9 +102,16 @@ class RegisteringRing(PeekingRing):
             self, source, index=index, source_index=source_index, count=count, replace=replace
         )
 
-    def register_buffer_ring(self, *, count: int, size: int, group_id: int | None = None) -> BufferRing:
-        """Register a pool of `count` buffers of `size` bytes; as `AsyncRing.register_buffer_ring()`."""
-        return self._registry.register_buffer_ring(self, count=count, size=size, on_empty="raise", group_id=group_id)
+    def register_buffer_ring(
+        self, *, count: int, size: int, group_id: int | None = None, max_count: int | None = None
+    ) -> BufferRing:
+        """Register a pool of `count` buffers of `size` bytes; as `AsyncRing.register_buffer_ring()`.
+
+        It grows up to `max_count` by `BufferRing.grow()` only: nobody waits for its buffers.
+        """
+        return self._registry.register_buffer_ring(
+            self, count=count, size=size, on_empty="raise", group_id=group_id, max_count=max_count
+        )
 
     def register_region(
         self, size: int | None = None, *, memory: Any = None, wait_argument: bool = False

@@ -22,6 +22,8 @@ static void publish_groups(au_ring *ring)
     }
 }
 
+/* `count` is also how far the group may ever grow.  Whoever wants to begin with fewer buffers lowers group->count before
+ * the registration. */
 int au_group_init(au_group *group, au_ring *ring, void *base, uint32_t size, uint32_t count, uint16_t group_id)
 {
     size_t bytes = count * sizeof(struct au_buf);
@@ -33,6 +35,7 @@ int au_group_init(au_group *group, au_ring *ring, void *base, uint32_t size, uin
     group->base = base;
     group->size = size;
     group->count = count;
+    group->capacity = count;
     group->group_id = group_id;
     group->entries = entries;
     group->entries_bytes = bytes;
@@ -42,7 +45,7 @@ int au_group_init(au_group *group, au_ring *ring, void *base, uint32_t size, uin
 /* What lies `behind` places behind the tail, where the kernel does not look yet. */
 static struct au_buf *entry_at(au_group *group, uint32_t behind)
 {
-    return &group->entries[(uint16_t)(group->tail + behind) & (group->count - 1)];
+    return &group->entries[(uint16_t)(group->tail + behind) & (group->capacity - 1)];
 }
 
 /* Write a returned buffer behind the tail: 14 bytes, never 16, see struct au_buf. */
@@ -99,7 +102,7 @@ static void leave_table(au_group *group)
 int au_group_register(au_group *group)
 {
     struct au_buf_reg reg = {.ring_addr = (uint64_t)(uintptr_t)group->entries,
-                             .ring_entries = group->count, .bgid = group->group_id};
+                             .ring_entries = group->capacity, .bgid = group->group_id};
     int rc = au_ring_register(group->ring, AU_REGISTER_PBUF_RING, &reg, 1);
     if (rc < 0)
         return rc;
@@ -143,6 +146,15 @@ int au_group_take(au_group *group, uint32_t buffer_id)
     return 0;
 }
 
+static void queue_group(au_group *group)
+{
+    if (!group->queued) {
+        group->queued = true;
+        group->next_unpublished = group->ring->unpublished;
+        group->ring->unpublished = group;
+    }
+}
+
 /* Returns 1 if the buffer now waits to be published, 0 if the kernel no longer has the group. */
 int au_group_release(au_group *group, uint32_t buffer_id)
 {
@@ -158,11 +170,7 @@ int au_group_release(au_group *group, uint32_t buffer_id)
     if (!group->registered || rc == AU_CLOSED)
         return 0;
     add_buffer(group, buffer_id);
-    if (!group->queued) {
-        group->queued = true;
-        group->next_unpublished = group->ring->unpublished;
-        group->ring->unpublished = group;
-    }
+    queue_group(group);
     return 1;
 }
 
@@ -171,6 +179,22 @@ static int check_group(au_group *group)
 {
     int rc = au_ring_check(group->ring);
     return rc == 0 && !group->registered ? AU_CLOSED : rc;
+}
+
+/* The next `count` buffers exist from here on: the kernel's, which sees them after the next turn.  Their memory has lain
+ * there, untouched, since the registration, and the ring has had room for them: in flight or not, receives go on. */
+int au_group_grow(au_group *group, uint32_t count)
+{
+    int rc = check_group(group);
+    if (rc < 0)
+        return rc;
+    if (count > group->capacity - group->count)
+        return AU_TOO_MANY;
+    for (; count; count--) {
+        add_buffer(group, group->count++);
+        queue_group(group);
+    }
+    return 0;
 }
 
 /* The buffer is nobody's from here on: neither lent, nor to be seen by the kernel before au_group_advance(). */
@@ -233,7 +257,7 @@ int au_group_still_has(au_group *group, uint32_t buffer_id)
     if (head < 0)
         return head;
     for (uint16_t at = (uint16_t)head; at != group->tail; at++)
-        if (group->entries[at & (group->count - 1)].bid == buffer_id)
+        if (group->entries[at & (group->capacity - 1)].bid == buffer_id)
             return 1;
     return 0;
 }

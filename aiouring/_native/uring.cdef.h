@@ -37,6 +37,7 @@ typedef struct au_message { uint32_t capacity; struct iovec vector[]; ...; } au_
 
 typedef struct au_group {
     uint32_t count, with_kernel, unpublished, added, lent, high_water;
+    uint32_t capacity;
     uint16_t group_id, tail;
     int registered;
     uint64_t published, advances;
@@ -137,6 +138,7 @@ int au_group_init(au_group *group, au_ring *ring, void *base, uint32_t size, uin
                   uint16_t group_id);
 int au_group_register(au_group *group);
 int au_group_unregister(au_group *group);
+int au_group_grow(au_group *group, uint32_t count);
 int au_group_take(au_group *group, uint32_t buffer_id);
 int au_group_release(au_group *group, uint32_t buffer_id);
 int au_group_add(au_group *group, uint32_t buffer_id);

@@ -149,6 +149,7 @@ enum { WITH_KERNEL = 0, LENT = 1, ADDED = 2 };
 
 typedef struct au_group {
     uint32_t count, with_kernel, unpublished, added, lent, high_water;
+    uint32_t capacity; /* entries of the ring; `count` of them have a buffer, the rest when the group grows */
     uint16_t group_id, tail;
     int registered;
     uint64_t published, advances;
