@@ -1,4 +1,4 @@
-"""Owns the command line: `python -m benchmarks [nop|echo|files|syscalls ...] [--rounds N] [--json FILE]`."""
+"""Owns the command line: `python -m benchmarks [nop|echo|grid|files|syscalls ...] [--rounds N] [--json FILE]`."""
 
 import argparse
 import json
@@ -6,17 +6,26 @@ import os
 import platform
 import sys
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aiouring
-from benchmarks import echo, files, nop, processor, syscalls
+from benchmarks import echo, files, grid, nop, processor, syscalls
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from benchmarks.rounds import Table
 
-BENCHMARKS = {"nop": nop.run, "echo": echo.run, "files": files.run, "syscalls": syscalls.run}
+BENCHMARKS: "dict[str, Callable[[int], list[Table]]]" = {
+    "nop": nop.run,
+    "echo": echo.run,
+    "grid": grid.run,
+    "files": files.run,
+    "syscalls": syscalls.run,
+}
 
 
 def machine() -> dict[str, object]:
@@ -37,6 +46,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="benchmark", help=f"{', '.join(BENCHMARKS)}; all if none is given")
     parser.add_argument("--rounds", type=int, default=7, help="times each contender takes its turn (7)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios of every round to FILE")
+    parser.add_argument("--short", action="store_true", help="grid: two of its points, too short to mean anything")
+    parser.add_argument("--rsloop", default="", metavar="COMMAND", help="grid: a Python interpreter that has rsloop")
     options = parser.parse_args()
     for name in options.names:
         if name not in BENCHMARKS:
@@ -44,12 +55,13 @@ def main() -> None:
     if options.rounds < 1:
         parser.error(f"--rounds={options.rounds}: at least 1 is needed")
 
+    benchmarks = BENCHMARKS | {"grid": partial(grid.run, short=options.short, rsloop=options.rsloop)}
     about = machine()
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     results: dict[str, list[Table]] = {}
     for name in options.names or BENCHMARKS:
         print(f"{name} ...", file=sys.stderr)
-        results[name] = BENCHMARKS[name](options.rounds)
+        results[name] = benchmarks[name](options.rounds)
         os.sched_setaffinity(0, processor.CORES)
         for table in results[name]:
             print(f"\n{table}", flush=True)

@@ -28,11 +28,12 @@ WARM_UP = 10_000
 class ServerProcess:
     """An echo server in a process of its own; leaving the `with` block ends it.
 
-    `prefix` is a command that runs it, such as a tracer.
+    `prefix` is a command that runs it, such as a tracer; `command` one that is the server itself, but for the core.
     """
 
-    def __init__(self, name: str, prefix: Sequence[str] = ()) -> None:
-        command = [*prefix, sys.executable, "-m", "benchmarks.echo_server", name, str(processor.SERVER_CORE)]
+    def __init__(self, name: str, prefix: Sequence[str] = (), *, command: Sequence[str] = ()) -> None:
+        command = command or (sys.executable, "-m", "benchmarks.echo_server", name)
+        command = [*prefix, *command, str(processor.SERVER_CORE)]
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         try:
             hello = self._read_line()

@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -20,7 +21,8 @@ from benchmarks.loops import LOOPS, TASK_RUNS, TaskRun
 
 CHUNK = 4096
 BUFFERS = 256
-LIFETIME = 300  # seconds after which a forgotten server dies
+READ = 64 * 1024  # bytes that one read from a stream takes at most
+LIFETIME = 600  # seconds after which a forgotten server dies
 
 STREAMS, PROTOCOL = "streams", "protocol"
 
@@ -44,16 +46,19 @@ class Control:
 Server: TypeAlias = Callable[[socket.socket, Control], Coroutine[None, None, None]]
 
 
+async def echo_stream(
+    reader: asyncio.StreamReader | aiouring.StreamReader, writer: asyncio.StreamWriter | aiouring.StreamWriter
+) -> None:
+    """Echo one connection until its end, as one does with asyncio."""
+    while data := await reader.read(READ):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
 async def serve_streams(listener: socket.socket, control: Control) -> None:
     """The high-level streams of asyncio."""
-
-    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(CHUNK):
-            writer.write(data)
-            await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(echo, sock=listener):
+    async with await asyncio.start_server(echo_stream, sock=listener):
         await control.ended
 
 
@@ -118,6 +123,33 @@ async def echo_connection(ring: aiouring.AsyncRing, group: aiouring.BufferRing, 
             await connection.drain()
 
 
+async def echo_chunks(connection: aiouring.Connection) -> None:
+    """Echo one connection until its end, as a handler of `aiouring.start_server()`."""
+    async for chunk in connection:
+        connection.write(chunk)
+        await connection.drain()
+
+
+async def serve_connections(listener: socket.socket, control: Control) -> None:
+    """What most users of aiouring have: its server, the loop's own ring, and that ring's own group of buffers."""
+    async with await aiouring.start_server(echo_chunks, sock=listener):
+        control.statistics = default_statistics
+        await control.ended
+
+
+async def serve_adapted(listener: socket.socket, control: Control) -> None:
+    """The same, with the handler that was written for asyncio's streams."""
+    async with await aiouring.start_server(echo_stream, sock=listener, streams=True):
+        control.statistics = default_statistics
+        await control.ended
+
+
+def default_statistics() -> dict[str, int]:
+    """What the loop's own ring has done so far, and how many buffers of its group are in use."""
+    in_use = aiouring.default_group().statistics().in_use
+    return {**dataclasses.asdict(aiouring.default_ring().statistics()), "buffers_in_use": in_use}
+
+
 def _ring_server(task_run: TaskRun, echo_one: EchoOne) -> Server:
     return lambda listener, control: serve_ring(listener, control, task_run, echo_one)
 
@@ -132,6 +164,12 @@ _KINDS: dict[str, Server] = {STREAMS: serve_streams, PROTOCOL: serve_protocol, *
 #: Every server by its name: the event loop, and the kind of server on it.
 SERVERS: dict[str, tuple[str, Server]] = {
     f"{loop}, {kind}": (loop, server) for loop in LOOPS for kind, server in _KINDS.items()
+}
+#: Those that only the grid compares.
+DEFAULT_SERVERS: dict[str, tuple[str, Server]] = {
+    f"{loop}, {kind}": (loop, server)
+    for loop in LOOPS
+    for kind, server in {"aiouring connection": serve_connections, "aiouring streams": serve_adapted}.items()
 }
 #: The names of aiouring's own.
 RING_SERVERS = tuple(f"{loop}, {kind}" for loop in LOOPS for kind in _RING_KINDS)
@@ -149,5 +187,7 @@ async def serve(server: Server) -> None:
 if __name__ == "__main__":
     signal.alarm(LIFETIME)
     processor.pin(int(sys.argv[2]))
-    loop_name, chosen = SERVERS[sys.argv[1]]
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    loop_name, chosen = {**SERVERS, **DEFAULT_SERVERS}[sys.argv[1]]
     loops.run(loop_name, serve(chosen))

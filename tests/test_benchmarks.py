@@ -1,0 +1,49 @@
+"""Tests of the benchmarks: the grid runs to its end, and its load sees what a server does wrong."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from benchmarks import grid
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_grid_runs_and_says_how_it_stands(tmp_path: Path) -> None:
+    """A short run measures every contestant at every point it has."""
+    results = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "grid", "--short", "--rounds", "1", "--json", str(results)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55)
+    assert done.returncode == 0, done.stderr
+    tables = json.loads(results.read_text())["benchmarks"]["grid"]
+    contestants = {name for table in tables for name in table["rows"]}
+    assert {"uvloop, aiouring connection", "uvloop, protocol", grid.EPOLL, grid.IO_URING} <= contestants
+    assert all(cell["median"] > 0 for row in tables[0]["rows"].values() for cell in row.values())
+    assert "target for 'KiB each'" in done.stdout
+
+
+@pytest.mark.parametrize("fault", ["other", "twice", "nothing"])
+def test_the_load_sees_a_wrong_echo(fault: str) -> None:
+    """Other bytes than were sent, more of them, or the end of the stream fail the run."""
+    with grid.compiled() as programs, socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                data = connection.recv(64)
+                connection.sendall({"other": bytes(64), "twice": data * 2, "nothing": b""}[fault])
+
+        server = threading.Thread(target=serve)
+        server.start()
+        port = listener.getsockname()[1]
+        command = [str(programs / "load"), str(port), "self", "0", "1", "64", "1", "0", "0.1", "0.1"]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
+        server.join()
+    assert done.returncode == 1
+    said = {"other": "differs", "twice": "more came back", "nothing": "hung up"}[fault]
+    assert said in done.stderr
