@@ -3,7 +3,8 @@
 A turn is asked for by whoever queued something (`ask_for_turn`: one `call_soon` per turn of the loop), or by
 the ring's eventfd.  It is one C call (`au_ring_turn`): publish returned buffers, submit, drain, empty the
 eventfd, look again.  What completed is delivered as a flat list of integers, and resolves futures; no code of
-the user runs in here.
+the user runs in here.  A turn that delivered something asks for the next at once: it comes behind the tasks that
+were woken, in the same turn of the loop.  (Echo, one connection: 1.85 epoll_wait() a message instead of 2.97.)
 
 A KeyboardInterrupt can strike between any two lines.  Delivery is therefore idempotent: the batch stays in C
 memory until it has been walked through, and the walk goes on where it was interrupted.  (What asyncio itself
@@ -136,8 +137,7 @@ class Turns:
             code = lib.au_ring_turn(self._raw, woken)
             if code > 0:
                 self._deliver(code & ~lib.AU_AGAIN)
-                if code & lib.AU_AGAIN:
-                    self.ask_for_turn()
+                self.ask_for_turn()  # behind those whom that woke
             self._undelivered = False
         except BaseException:
             self.ask_for_turn()

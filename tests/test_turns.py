@@ -57,6 +57,18 @@ async def test_completion_at_submission_is_delivered_at_once(ring: aiouring.Asyn
     assert ring.statistics().wakeups == before
 
 
+async def test_what_the_woken_queue_is_submitted_in_their_turn(ring: aiouring.AsyncRing) -> None:
+    """A task that a completion woke, and that awaits another request, costs the loop one turn, not two."""
+    loop = asyncio.get_running_loop()
+    seen: list[int] = []
+    for _ in range(3):
+        await ring.nop()
+        seen.append(ring.statistics().submitted)
+        loop.call_soon(lambda: seen.append(ring.statistics().submitted))
+        await ring.nop()
+    assert [after - before for before, after in zip(seen[::2], seen[1::2], strict=True)] == [1, 1, 1]
+
+
 async def test_failing_disposal_is_reported(ring: aiouring.AsyncRing) -> None:
     """An error while the result of a cancelled request is disposed of goes to the loop's exception handler."""
 
