@@ -18,9 +18,13 @@ from collections.abc import AsyncGenerator
 from aiouring._async_ring import AsyncRing
 from aiouring._buffer_ring import BufferRing
 
-#: The default group.  Not tuned: 4 MiB, of which an idle connection takes nothing, and a chunk as TCP often brings it.
-COUNT = 256
-SIZE = 16 * 1024
+#: The default group: a chunk is what TCP over one link brings at once, and a thousand connections may speak at a time.
+#: 64 MiB of addresses, of which an idle connection takes nothing, and of which only what data came into is memory: a
+#: page for each buffer where messages are small.  Measured (CPU per message, 1,000 connections, against 256 buffers of
+#: 16 KiB): 0.72 with 512 bytes, 0.49 with 64 KiB; with 256 buffers the group was empty for most, and with 16 KiB a
+#: message of 64 KiB came in five pieces.
+COUNT = 1024
+SIZE = 64 * 1024
 
 _ATTRIBUTE = "_aiouring_default_ring"
 
@@ -67,7 +71,9 @@ def default_ring() -> AsyncRing:
 
 
 def default_group(ring: AsyncRing | None = None) -> BufferRing:
-    """The buffer group of connections that are given none: 256 buffers of 16 KiB, registered on first use.
+    """The buffer group of connections that are given none: 1,024 buffers of 64 KiB, registered on first use.
+
+    Address space, not memory: a page becomes memory when data first comes into it.
 
     Args:
         ring: whose group; None is the running loop's own ring, see `default_ring()`.

@@ -36,8 +36,8 @@ def test_it_is_closed_with_the_loop(factory: Factory) -> None:
                 with await connection.receive() as chunk:
                     assert bytes(chunk.view) == b"hello"
         assert default_group(ring) is default_group()
-        assert default_group().statistics().count == 256
-        assert default_group().size == 16384
+        assert default_group().statistics().count == 1024
+        assert default_group().size == 65536
         rings.append(ring)
 
     for _ in range(2):
