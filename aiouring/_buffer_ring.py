@@ -129,6 +129,7 @@ class BufferRing(Shortage):
         check_size("size", size, MAX_BUFFER_BYTES)
         super().__init__(ring, attendant, ProvidedBuffer, count, size, on_empty)
         self.group_id = group_id
+        self.tag = 1 << lib.AU_TAG_BIT | group_id << lib.AU_TAG_SHIFT  # of each multishot receive's user_data
         self._size = size
         self._capacity = capacity
         self.arena = Arena(count, size, size, room=capacity)

@@ -47,6 +47,10 @@ _TAKEN = lib.AU_CQE_TAKEN
 _SHIFT = lib.AU_CQE_BUFFER_SHIFT
 
 
+#: What came before, for all whom nothing did: an empty deque is larger than all else that an idle connection has.
+_NOTHING: "deque[ProvidedBuffer]" = deque()
+
+
 def most_pending(group: BufferRing, wanted: int | None) -> int:
     """How many chunks of one stream may wait for its reader."""
     if wanted is None:
@@ -88,21 +92,22 @@ class Receiving(Shorthanded):
         self._new_future = driver.new_future
         self.group: BufferRing = group
         self._raw_group = group.raw
-        self.tag = 1 << lib.AU_TAG_BIT | group.group_id << lib.AU_TAG_SHIFT
+        self.tag = group.tag
         total = high * group.size  # bytes that the kernel may receive before we look
         self._total = total if total < lib.AU_MAX_TRANSFER else 0  # 0 is no limit
         self._identity = identify(fd) if how and file is None else None  # a number's, that others may close
         self._keeps_boundaries = keeps_boundaries  # of datagrams: an empty one is not the end
         self._high = high
         self._low = max(1, high // 2)
-        self._early: deque[ProvidedBuffer] = deque()  # what came for a cancelled receive before this one
+        self._early = _NOTHING  # what came for a cancelled receive before this one
         self._ready: asyncio.Future[None] | None = None
-        self._ends: list[asyncio.Future[int]] = []
+        self._ends: tuple[asyncio.Future[int], ...] = ()
         self._failure: Exception | None = None
         self._stopping = False
         self._withdrawn = False  # whoever stops all requests on the file has cancelled it
         self.armed = self.over = False
         while data := driver.leftovers.take(fd, group.size) if driver.leftovers.kept else b"":
+            self._early = self._early or deque()
             self._early.append(private_copy(data))
         self._arm()
 
@@ -135,7 +140,7 @@ class Receiving(Shorthanded):
                 await ready
             finally:
                 self._ready = None
-        result, flags = arrivals.popleft()
+        result, flags = arrivals.pop(0)
         if not self.armed and len(arrivals) <= self._low:
             self._arm()
         if not flags:
@@ -284,7 +289,7 @@ class Receiving(Shorthanded):
             return None
         self._withdrawn = True
         end = self._driver.new_future()
-        self._ends.append(end)
+        self._ends += (end,)
         return end
 
     def stop(self, why: Exception) -> None:
@@ -326,14 +331,14 @@ class Receiving(Shorthanded):
         self.armed = False
         for end in self._ends:
             wake(end, 0)
-        self._ends.clear()
+        self._ends = ()
 
     def drop(self) -> None:
         """Give back the buffers of what nobody took: the socket is being closed."""
         while self._early:
             self._early.popleft().release()
         while self._arrivals:
-            result, flags = self._arrivals.popleft()
+            result, flags = self._arrivals.pop(0)
             if flags:
                 self.group.take_back(flags >> _SHIFT)
             elif result:
@@ -346,7 +351,7 @@ class Receiving(Shorthanded):
             with self._early.popleft() as chunk:
                 kept.append(bytes(chunk.view))
         while self._arrivals:
-            result, flags = self._arrivals.popleft()
+            result, flags = self._arrivals.pop(0)
             if flags:
                 result = ProvidedBuffer(self.group, self.group.arena, flags >> _SHIFT, result)
             if result:

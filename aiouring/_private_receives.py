@@ -6,7 +6,6 @@ one that is given up on keeps its memory, and its bytes go to the next receive o
 
 import errno
 import socket
-from collections import deque
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +92,7 @@ class Shorthanded(Request):
         super().__init__(fd, file)
         self._driver = driver
         self._how = how
-        self._arrivals: deque[tuple[Any, int]] = deque()  # result and flags, of a lent buffer; or a chunk and 0
+        self._arrivals: list[tuple[Any, int]] = []  # few: result and flags of a lent buffer; or a chunk and 0
         self._place: asyncio.Future[ProvidedBuffer | None] | None = None  # in the group's line
         self._ticket = 0  # its place in that line; kept until data comes
         self._spare: ProvidedBuffer | None = None  # what a private receive in flight receives into

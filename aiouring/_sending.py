@@ -47,9 +47,11 @@ class Sending:
         self._driver = driver
         self._raw_group = group.raw
         self._group = group  # the group whose buffers the C core gives back; others are given back here
-        self._kept: deque[Any] = deque()  # memory that the kernel may read, in the order in which it was written
+        # Memory that the kernel may read, in the order in which it was written; None where there is none, as an empty
+        # deque would be larger than all else here.
+        self._kept: deque[Any] | None = None
         self._released = 0  # how much of that has been let go of, ever
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._ended: asyncio.Future[int] | None = None
         self._failure: Exception | None = None
         self._lost = False  # the ring is: what is in flight will never be heard of again
@@ -100,6 +102,8 @@ class Sending:
             length = len(memory)
         if not length:
             return
+        if self._kept is None:
+            self._kept = deque()
         self._kept.append(kept)  # before the C core has it: an interrupt in between keeps too much, not too little
         code = _add_memory(self.raw, memory, length)
         if code:
@@ -121,11 +125,13 @@ class Sending:
     def arrived(self) -> None:
         """Something that was asked for is there: memory is free again, little is left to send, or sending failed."""
         raw = self.raw
-        while self._released < raw.memory_done:
+        while self._kept and self._released < raw.memory_done:
             self._released += 1
             kept = self._kept.popleft()
             if isinstance(kept, Lease):
                 kept.give_back()
+            if not self._kept:
+                self._kept = None
         if raw.failure and self._failure is None:
             self._failure = failure(raw.failure, "sending")
         self._wake()

@@ -12,6 +12,7 @@ How this fits together
 """
 
 import asyncio
+import contextvars
 import os
 import socket
 from typing import Self, cast
@@ -51,6 +52,7 @@ class Server:
         self._goodbyes: set[asyncio.Task[None]] = set()  # which close those connections
         self._forever: asyncio.Future[None] | None = None
         self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._context = contextvars.copy_context()  # in which connections leave: a copy for each costs memory
         self._closed = False
 
     def __repr__(self) -> str:
@@ -186,14 +188,19 @@ class Server:
         except BaseException:
             sock.close()
             raise
-        task = self._loop.create_task(self._serve(connection))
+        task = self._loop.create_task(self._serve(connection), name="aiouring connection")
         self._clients[task] = connection
-        task.add_done_callback(self._left)
+        task.add_done_callback(self._left, context=self._context)
 
     async def _serve(self, connection: Connection) -> None:
         try:
-            async with connection:
+            try:  # what `async with connection` does, which keeps a bound method for as long
                 await self._handler(connection)
+            except BaseException:
+                connection.abort()
+                raise
+            finally:
+                await connection.aclose()
         except Exception as error:
             if not (self._dismissed and asyncio.current_task() in self._dismissed and _is_goodbye(error)):
                 self._report("unhandled exception in a connection's handler", error, connection=connection)

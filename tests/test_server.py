@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import resource
 import socket
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -339,3 +341,32 @@ async def test_a_listener_that_fails(ring: AsyncRing) -> None:
     await server.wait_closed()
     assert [problem["exception"].errno for problem in problems] == [errno.ECANCELED]
     assert not server.is_serving()
+
+
+async def test_idle_connections_cost_little(ring: AsyncRing) -> None:
+    """One that has exchanged a message and says nothing more holds no buffer, and less than 3 KiB of memory."""
+    group = ring.register_buffer_ring(count=16, size=512)
+    with contextlib.ExitStack() as clients:
+        sockets = [clients.enter_context(socket.socket()) for _ in range(220)]
+        async with await start_server(echo, HOST, 0, ring=ring, group=group) as server:
+            await exchange(server, sockets[:20])
+            gc.collect()
+            tracemalloc.start()
+            try:
+                await exchange(server, sockets[20:])
+                gc.collect()
+                assert tracemalloc.get_traced_memory()[0] / 200 < 3 * 1024
+            finally:
+                tracemalloc.stop()
+            assert group.statistics().in_use == 0
+            clients.close()
+
+
+async def exchange(server: Server, sockets: list[socket.socket]) -> None:
+    """Connect, and have a message echoed, one after the other."""
+    loop = asyncio.get_running_loop()
+    for sock in sockets:
+        sock.settimeout(0)
+        await loop.sock_connect(sock, server.sockets[0].getsockname())
+        await loop.sock_sendall(sock, b"hello")
+        await loop.sock_recv(sock, 5)

@@ -82,7 +82,7 @@ static int add_part(au_sender *sender, struct au_part part)
     if (sender->failure)
         return sender->failure;
     if (sender->count == sender->capacity) {
-        uint32_t capacity = sender->capacity ? 2 * sender->capacity : 4;
+        uint32_t capacity = sender->capacity ? 2 * sender->capacity : 1;
         struct au_part *parts = calloc(capacity, sizeof *parts);
         if (!parts)
             return -ENOMEM;
@@ -154,17 +154,23 @@ int au_sender_drop(au_sender *sender, int failure)
     return sender->in_flight != 0;
 }
 
+static void free_memory(au_sender *sender)
+{
+    free(sender->parts);
+    free(sender->batch);
+    sender->parts = NULL;
+    sender->batch = NULL;
+    sender->capacity = sender->count = 0;
+}
+
 /* Leave the ring's table, and free what the sender allocated; not while the kernel may read it.  Any thread may
  * come here (the garbage collector does), but only the ring's may touch its lists: from another one the few
  * bytes of an open ring's sender are left behind. */
 void au_sender_close(au_sender *sender)
 {
     int rc = sender->ring && !sender->in_flight ? au_ring_check(sender->ring) : AU_WRONG_THREAD;
-    if (rc == AU_CLOSED) {
-        free(sender->parts);
-        sender->parts = NULL;
-        sender->capacity = sender->count = 0;
-    }
+    if (rc == AU_CLOSED)
+        free_memory(sender);
     if (rc < 0)
         return;
     au_sender *before = NULL;
@@ -180,25 +186,25 @@ void au_sender_close(au_sender *sender)
     if (slot < sender->ring->sender_slots && sender->ring->sender_table[slot] == sender)
         sender->ring->sender_table[slot] = NULL;
     sender->queued = false;
-    free(sender->parts);
-    sender->parts = NULL;
-    sender->capacity = sender->count = 0;
+    free_memory(sender);
 }
 
 static void fill_send(au_sender *sender, struct au_sqe *sqe)
 {
     sqe->op_flags = SEND_FLAGS;
-    if (sender->count == 1) {
+    if (sender->count > 1 && !sender->batch)
+        sender->batch = malloc(sizeof *sender->batch);
+    if (sender->count == 1 || !sender->batch) { /* without memory they are sent one by one */
         sqe->addr = (uint64_t)(uintptr_t)part_of(sender, 0)->start;
         sqe->len = clamp((int64_t)part_of(sender, 0)->length);
         return;
     }
     uint32_t count = sender->count < AU_VECTOR_MAX ? sender->count : AU_VECTOR_MAX;
     for (uint32_t i = 0; i < count; i++)
-        sender->vector[i] = (struct iovec){part_of(sender, i)->start, part_of(sender, i)->length};
-    sender->message = (struct msghdr){.msg_iov = sender->vector, .msg_iovlen = count};
+        sender->batch->vector[i] = (struct iovec){part_of(sender, i)->start, part_of(sender, i)->length};
+    sender->batch->message = (struct msghdr){.msg_iov = sender->batch->vector, .msg_iovlen = count};
     sqe->opcode = AU_OP_SENDMSG;
-    sqe->addr = (uint64_t)(uintptr_t)&sender->message;
+    sqe->addr = (uint64_t)(uintptr_t)&sender->batch->message;
     sqe->len = 1;
 }
 

@@ -178,6 +178,12 @@ struct au_part {
     uint32_t buffer_id;
 };
 
+/* What a request points to that sends several parts. */
+struct au_batch {
+    struct msghdr message;
+    struct iovec vector[AU_VECTOR_MAX];
+};
+
 typedef struct au_sender {
     uint64_t number;      /* what its events are called */
     uint64_t pending;     /* bytes written that the kernel has not taken */
@@ -194,8 +200,7 @@ typedef struct au_sender {
     struct au_sender *next;
     struct au_part *parts; /* a circle of `capacity`, a power of two */
     uint32_t first, count, capacity;
-    struct iovec vector[AU_VECTOR_MAX];
-    struct msghdr message;
+    struct au_batch *batch; /* made for the first request that sends several parts */
 } au_sender;
 
 /* The kernel: three system calls, replaceable by a simulated one. */
