@@ -155,3 +155,4 @@ class CompletionFlags(enum.IntFlag):
     MORE = lib.AU_CQE_F_MORE
     SOCK_NONEMPTY = lib.AU_CQE_F_SOCK_NONEMPTY
     NOTIF = lib.AU_CQE_F_NOTIF
+    BUF_MORE = lib.AU_CQE_F_BUF_MORE

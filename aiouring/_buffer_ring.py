@@ -19,8 +19,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from aiouring._errors import RingClosedError, UnsupportedKernelError, failure
-from aiouring._lease import Arena, Home, Lease
+from aiouring._lease import Arena
 from aiouring._line import Attendant
+from aiouring._provided_buffer import ProvidedBuffer as ProvidedBuffer
+from aiouring._provided_buffer import end_of_stream as end_of_stream
+from aiouring._provided_buffer import private_copy as private_copy
 from aiouring._registered_memory import registration_error
 from aiouring._ring import CoreRing, check_count, check_size
 from aiouring._shortage import OnEmpty as OnEmpty
@@ -32,28 +35,12 @@ if TYPE_CHECKING:
 
 # Looked up once: these are on every message's way.
 _BUFFER_SHIFT = lib.AU_CQE_BUFFER_SHIFT
+_ID_MASK = lib.AU_BUFFER_ID_MASK
 _take = lib.au_group_take
 _release = lib.au_group_release
 
 MAX_ENTRIES = lib.AU_MAX_GROUP_ENTRIES
 MAX_BUFFER_BYTES = lib.AU_MAX_BUFFER_BYTES
-
-
-class ProvidedBuffer(Lease):
-    """Received bytes, in a buffer the kernel picked; falsy when the stream has ended.
-
-    `len()` is the number of bytes received.  Give it back with `release()` or by leaving `with`.
-    """
-
-    __slots__ = ()
-
-    def __bool__(self) -> bool:
-        return self.length > 0
-
-    @property
-    def buffer_id(self) -> int | None:
-        """The buffer's number in its group, or None where no buffer of the group is involved."""
-        return self.number if isinstance(self._home, BufferRing) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +55,7 @@ class BufferRingStatistics:
     with_kernel: int
     added: int  # given back by add(), not to be seen by the kernel before advance()
     in_use: int
+    parts: int  # leases: as many as in_use, unless the group gives out buffers in parts
     high_water: int
     waiting: int  # receivers in line now
     starved: int  # times a receiver joined the line
@@ -78,38 +66,17 @@ class BufferRingStatistics:
     advances: int  # stores of the tail that took
 
 
-class _Nowhere(Home):
-    """The home of bytes that lie in no group's buffer: there is nothing to give back."""
-
-    def __init__(self) -> None:
-        self._held_up = {}
-
-    def take_back(self, number: int) -> None:
-        """Nothing to do."""
-
-
-_NOWHERE = _Nowhere()
-_EMPTY = Arena(1, 1, 1)
-
-
-def end_of_stream() -> ProvidedBuffer:
-    """What a receive returns when the stream has ended."""
-    return ProvidedBuffer(_NOWHERE, _EMPTY, 0, 0)
-
-
-def private_copy(data: bytes) -> ProvidedBuffer:
-    """`data` in memory of its own, for bytes that arrived for a cancelled receive."""
-    arena = Arena(1, len(data), len(data))
-    chunk = ProvidedBuffer(_NOWHERE, arena, 0, len(data))
-    chunk.view[:] = data
-    return chunk
-
-
 class BufferRing(Shortage):
     """`count` buffers of `size` bytes from which the kernel picks; made by `AsyncRing.register_buffer_ring()`.
 
     Leaving the `with` block unregisters it.  Since Linux 5.19.  See io_uring_setup_buf_ring(3).
     """
+
+    #: What stands for a buffer, or a part of one, in a caller's hands.
+    lease: type[ProvidedBuffer] = ProvidedBuffer
+    #: Whether messages share buffers, each getting a part of one.
+    incremental = False
+    is_group = True
 
     def __init__(
         self,
@@ -129,7 +96,8 @@ class BufferRing(Shortage):
         check_size("size", size, MAX_BUFFER_BYTES)
         super().__init__(ring, attendant, ProvidedBuffer, count, size, on_empty)
         self.group_id = group_id
-        self.tag = 1 << lib.AU_TAG_BIT | group_id << lib.AU_TAG_SHIFT  # of each multishot receive's user_data
+        #: In the user_data of requests, so that the C core knows whose buffers their completions name.
+        self.tag = 1 << lib.AU_TAG_BIT | group_id << lib.AU_TAG_SHIFT
         self._size = size
         self._capacity = capacity
         self.arena = Arena(count, size, size, room=capacity)
@@ -137,11 +105,15 @@ class BufferRing(Shortage):
         self._ring = ring  # the C group points to the C ring
         code = lib.au_group_init(self.raw, ring.raw, self.arena.base, size, capacity, group_id)
         self.raw.count = count  # to begin with
-        code = code or lib.au_group_register(self.raw)
+        code = code or self._register(ring)
         if code == -errno.EINVAL:  # our own checks have passed
             raise UnsupportedKernelError("buffer rings (IORING_REGISTER_PBUF_RING) need Linux 5.19")
         if code < 0:
             raise registration_error(code, capacity * 16, f"registering a ring of {capacity} buffers of {size} bytes")
+
+    def _register(self, ring: CoreRing) -> int:
+        """Show the group to the kernel."""
+        return lib.au_group_register(self.raw)
 
     def __del__(self, close: Callable[[Any], None] = lib.au_group_close) -> None:
         if hasattr(self, "raw"):
@@ -199,6 +171,18 @@ class BufferRing(Shortage):
         self.private.limit = len(self)
         self._attendant.ask_for_turn()
 
+    def most_pending(self) -> int:
+        """How many chunks of one stream may wait for its reader, where nobody says."""
+        return min(64, max(1, len(self) // 8))
+
+    def most_at_once(self, pending: int) -> int:
+        """How many bytes one stream may receive before anybody looks, so that `pending` chunks wait."""
+        return pending * self._size
+
+    def resume_at(self, pending: int) -> int:
+        """How few chunks of a stream must wait before its receive is armed again, where `pending` may."""
+        return max(1, pending // 2)
+
     def take(self, flags: int, length: int) -> ProvidedBuffer:
         """The buffer a completion's flags name becomes the caller's; to be called once for each such completion."""
         number = flags >> _BUFFER_SHIFT
@@ -227,10 +211,14 @@ class BufferRing(Shortage):
         if not (failed and lib.au_group_still_has(self.raw, flags >> _BUFFER_SHIFT) == 1):
             self.take(flags, 0).release()
 
-    def add(self, buffer: ProvidedBuffer) -> None:
+    def add(self, buffer: ProvidedBuffer) -> bool:
         """End the lease of `buffer` as `release()` does, but show it to the kernel only with `advance()`.
 
         For those who drive a `Ring` by hand.  By the buffer, not by its number: its view must end as well.
+
+        Returns:
+            Whether a buffer was added, for `advance()` to count: always, unless the group gives out buffers in parts.
+            Then only the last part of a buffer that the kernel is done with adds one.
 
         Raises:
             ValueError: it is not of this group, or not lent any more.
@@ -248,12 +236,13 @@ class BufferRing(Shortage):
             raise failure(code)
         self.check_registered()
         buffer.hand_over()
-        self._add(buffer.number)
+        return self._add(buffer.number)
 
-    def _add(self, number: int) -> None:
+    def _add(self, number: int) -> bool:
         code = lib.au_group_add(self.raw, number)
         if code < 0:
-            raise failure(code, "adding a buffer", index=number)
+            raise failure(code, "adding a buffer", index=number & _ID_MASK)
+        return code == 0
 
     def advance(self, count: int) -> None:
         """Show the kernel `count` of the added buffers, those added first, and whatever was released, with one store.
@@ -337,6 +326,7 @@ class BufferRing(Shortage):
             with_kernel=raw.with_kernel + raw.unpublished,
             added=raw.added,
             in_use=raw.lent,
+            parts=raw.parts if self.incremental else raw.lent,
             high_water=raw.high_water,
             waiting=len(self._line),
             starved=self._starved,

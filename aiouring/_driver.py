@@ -141,6 +141,12 @@ class Driver(Turns):
 
         Returns 0, or AU_FULL where the kernel takes nothing for the moment.
         """
+        if code == lib.AU_UNTAGGED:  # before anything was filled
+            request = self.inflight.pop(user_data)
+            assert request.group is not None
+            request.user_data = user_data = user_data | request.group.tag
+            self.inflight[user_data] = request
+            code = prepare(self._raw, user_data, *arguments)
         if code == lib.AU_FULL:
             self._turn(0)
             code = prepare(self._raw, user_data, *arguments)

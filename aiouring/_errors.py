@@ -101,6 +101,13 @@ _RULES: dict[int, tuple[Callable[[str], Exception], str]] = {
             "kernel would look the slot up later, when it may hold another file; use a descriptor"
         ),
     ),
+    lib.AU_NOT_IN_PARTS: (
+        ValueError,
+        (
+            "group {index} gives out its buffers in parts, which only receives, and reads from pipes and sockets, can "
+            "take: a read from a file would take more than it fills; use a group without incremental=True"
+        ),
+    ),
     lib.AU_RING_FD: (
         ValueError,
         "descriptor {fd} is an io_uring itself: a request on it would never complete",

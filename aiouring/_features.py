@@ -72,7 +72,6 @@ def _sparse(register: int, unregister: int) -> Callable[[_Asked], bool]:
     return lambda asked: asked.accepts(register, unregister, 1, 1, count=32)
 
 
-_MMAP, _INCREMENTAL = 1, 2  # IOU_PBUF_RING_*
 _REPLACE = 2  # IORING_REGISTER_DST_REPLACE
 
 FEATURES: dict[str, Feature] = {
@@ -85,8 +84,8 @@ FEATURES: dict[str, Feature] = {
     ),
     "vectored fixed I/O": Feature("6.15", _opcode(Opcode.READV_FIXED)),
     "buffer rings": Feature("5.19", _answers(errno.ENOENT, lib.AU_UNREGISTER_PBUF_RING, 0, 0, 0, 1)),
-    "buffer rings in kernel memory": Feature("6.4", _group(_MMAP)),
-    "incremental buffer rings": Feature("6.12", _group(_MMAP | _INCREMENTAL)),
+    "buffer rings in kernel memory": Feature("6.4", _group(lib.AU_PBUF_RING_MMAP)),
+    "incremental buffer rings": Feature("6.12", _group(lib.AU_PBUF_RING_MMAP | lib.AU_PBUF_RING_INC)),
     "buffer ring status": Feature("6.8", _answers(errno.ENOENT, lib.AU_REGISTER_PBUF_STATUS, 1)),
     "bundles": Feature("6.10", _bit(Features.RECVSEND_BUNDLE)),
     "registered files": Feature("5.1", lambda _: True),

@@ -82,6 +82,9 @@ _WITHOUT_VIEWS = sys.getrefcount(_one[0])
 class Home:
     """Where a buffer goes when its lease ends; the common part of `RegisteredBuffers` and `BufferRing`."""
 
+    #: Whether its buffers have numbers that the kernel calls them by in completions.
+    is_group = False
+
     def __init__(self, attendant: Attendant) -> None:
         self._attendant = attendant
         self._held_up: dict[int, weakref.ref[Any]] = {}
@@ -106,7 +109,7 @@ class Home:
         try:
             self.take_back(number)
         except WrongContextError:
-            self._held_up[number] = _NOT_HELD
+            self._held_up[number] = NOT_HELD
             self._attendant.ask_from_elsewhere(partial(self._reclaim, number))
 
 
@@ -114,7 +117,7 @@ def _nothing() -> None:
     """What is held by nobody is referred to like this."""
 
 
-_NOT_HELD: "weakref.ref[Any]" = weakref.ref(_nothing)
+NOT_HELD: "weakref.ref[Any]" = weakref.ref(_nothing)
 
 
 class Lease:

@@ -54,7 +54,7 @@ _NOTHING: "deque[ProvidedBuffer]" = deque()
 def most_pending(group: BufferRing, wanted: int | None) -> int:
     """How many chunks of one stream may wait for its reader."""
     if wanted is None:
-        return min(64, max(1, len(group) // 8))
+        return group.most_pending()
     if wanted < 1:
         raise ValueError(f"max_pending={wanted} is less than 1")
     return wanted
@@ -93,12 +93,12 @@ class Receiving(Shorthanded):
         self.group: BufferRing = group
         self._raw_group = group.raw
         self.tag = group.tag
-        total = high * group.size  # bytes that the kernel may receive before we look
+        total = group.most_at_once(high)  # bytes that the kernel may receive before we look
         self._total = total if total < lib.AU_MAX_TRANSFER else 0  # 0 is no limit
         self._identity = identify(fd) if how and file is None else None  # a number's, that others may close
         self._keeps_boundaries = keeps_boundaries  # of datagrams: an empty one is not the end
         self._high = high
-        self._low = max(1, high // 2)
+        self._low = group.resume_at(high)
         self._early = _NOTHING  # what came for a cancelled receive before this one
         self._ready: asyncio.Future[None] | None = None
         self._ends: tuple[asyncio.Future[int], ...] = ()
@@ -146,7 +146,7 @@ class Receiving(Shorthanded):
         if not flags:
             return result or end_of_stream()  # a private chunk, or an empty datagram
         group = self.group
-        return ProvidedBuffer(group, group.arena, flags >> _SHIFT, result)
+        return group.lease(group, group.arena, flags >> _SHIFT, result)
 
     def _raise(self) -> NoReturn:
         """Tell the reader what ended the stream.  Want of a buffer does not: its next try may find one."""
@@ -228,7 +228,7 @@ class Receiving(Shorthanded):
     def _return(self, flags: int) -> None:
         """Give back a buffer that came without bytes, as some kernels send it with an error or an end."""
         number = flags >> _SHIFT
-        if _take(self.group.raw, number) == 0:
+        if _take(self._raw_group, number) == 0:
             self.group.take_back(number)
 
     def _armed_no_more(self, result: int, *, stopped: bool) -> None:
@@ -353,7 +353,7 @@ class Receiving(Shorthanded):
         while self._arrivals:
             result, flags = self._arrivals.pop(0)
             if flags:
-                result = ProvidedBuffer(self.group, self.group.arena, flags >> _SHIFT, result)
+                result = self.group.lease(self.group, self.group.arena, flags >> _SHIFT, result)
             if result:
                 with result as chunk:
                     kept.append(bytes(chunk.view))

@@ -103,6 +103,7 @@ class RegistrationVerbs(Verbs):
         on_empty: OnEmpty = "wait",
         group_id: int | None = None,
         max_count: int | None = None,
+        incremental: bool = False,
     ) -> BufferRing:
         """Register a pool of buffers for `recv` and `read_provided`.
 
@@ -115,19 +116,28 @@ class RegistrationVerbs(Verbs):
             group_id: the group's number for the kernel, 0 to 65535; None takes the first that is free.
             max_count: how many there may be, a power of two up to 32768: the group grows when a receive finds it empty,
                 before `on_empty` counts.  See `BufferRing.grow()`.
+            incremental: let messages share buffers, each taking as much of one as it needs; make them large, then.
+                A chunk is released as ever, and its buffer comes back when the kernel has filled all of it and its
+                last chunk was released.  Serves receives, and reads from pipes and sockets; since Linux 6.12.
 
         Raises:
             ValueError: a number that is out of its range.
             ResourceBusyError: this `group_id` is taken.
             OSError: ENOMEM beyond RLIMIT_MEMLOCK; the text says how to raise it.
-            UnsupportedKernelError: before Linux 5.19.
+            UnsupportedKernelError: before Linux 5.19, or 6.12.
 
         Since Linux 5.19.  See io_uring_setup_buf_ring(3).
         """
         driver = self._driver or self._bound()
         driver.check()
         return driver.registry.register_buffer_ring(
-            driver.ring, count=count, size=size, on_empty=on_empty, group_id=group_id, max_count=max_count
+            driver.ring,
+            count=count,
+            size=size,
+            on_empty=on_empty,
+            group_id=group_id,
+            max_count=max_count,
+            incremental=incremental,
         )
 
     def register_region(self, size: int | None = None, *, memory: Bytes = None) -> MemoryRegion:

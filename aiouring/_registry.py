@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from aiouring._buffer_ring import BufferRing, OnEmpty
 from aiouring._errors import ResourceBusyError, RingClosedError
+from aiouring._features import require
+from aiouring._incremental import IncrementalBufferRing
 from aiouring._memory_region import MemoryRegion
 from aiouring._registered_buffers import RegisteredBuffers
 from aiouring._registered_files import RegisteredFiles
@@ -121,12 +123,14 @@ class Registry:
         on_empty: OnEmpty,
         group_id: int | None = None,
         max_count: int | None = None,
+        incremental: bool = False,
     ) -> BufferRing:
         """See `AsyncRing.register_buffer_ring()`."""
-        for number in [number for number, group in self.groups.items() if not group.registered]:
-            del self.groups[number]
         # A receive that is being cancelled still names its group by number: that number is not free yet.
         in_flight = self._attendant.groups_in_flight()
+        for number in [number for number, group in self.groups.items() if not group.registered]:
+            if number not in in_flight:
+                lib.au_group_forget(self.groups.pop(number).raw)
         if group_id is None:
             taken = in_flight | set(self.groups)
             group_id = next(number for number in range(len(taken) + 1) if number not in taken)
@@ -134,7 +138,10 @@ class Registry:
                 raise ResourceBusyError(f"this ring has {len(self.groups)} buffer rings already")
         else:
             self._check_group_id(group_id, in_flight)
-        group = BufferRing(ring, self._attendant, group_id, count, size, on_empty, max_count)
+        if incremental:
+            require("incremental buffer rings")
+        kind = IncrementalBufferRing if incremental else BufferRing
+        group = kind(ring, self._attendant, group_id, count, size, on_empty, max_count)
         self.groups[group_id] = group
         return group
 
@@ -159,7 +166,7 @@ class Registry:
             raise TypeError(f"group_id must be an int, not {type(group_id).__name__}")
         if not 0 <= group_id <= lib.AU_MAX_GROUP_ID:
             raise ValueError(f"group_id={group_id} is outside 0 to {lib.AU_MAX_GROUP_ID}")
-        if group_id in self.groups:
+        if group_id in self.groups and self.groups[group_id].registered:
             raise ResourceBusyError(
                 f"group_id={group_id} is taken by {self.groups[group_id]!r}: unregister that first, or take another"
             )

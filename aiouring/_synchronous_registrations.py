@@ -103,14 +103,27 @@ class RegisteringRing(PeekingRing):
         )
 
     def register_buffer_ring(
-        self, *, count: int, size: int, group_id: int | None = None, max_count: int | None = None
+        self,
+        *,
+        count: int,
+        size: int,
+        group_id: int | None = None,
+        max_count: int | None = None,
+        incremental: bool = False,
     ) -> BufferRing:
         """Register a pool of `count` buffers of `size` bytes; as `AsyncRing.register_buffer_ring()`.
 
-        It grows up to `max_count` by `BufferRing.grow()` only: nobody waits for its buffers.
+        It grows up to `max_count` by `BufferRing.grow()` only: nobody waits for its buffers.  With `incremental`, take
+        the completions in the order in which they came: where a chunk begins is the sum of what came before it.
         """
         return self._registry.register_buffer_ring(
-            self, count=count, size=size, on_empty="raise", group_id=group_id, max_count=max_count
+            self,
+            count=count,
+            size=size,
+            on_empty="raise",
+            group_id=group_id,
+            max_count=max_count,
+            incremental=incremental,
         )
 
     def register_region(

@@ -188,7 +188,7 @@ def check_idle(ring: aiouring.AsyncRing) -> None:
     assert not driver.registry.retiring, driver.registry.retiring
     for group in driver.registry.groups.values():
         found = group.statistics()
-        assert (found.in_use, found.private) == (0, 0), found
+        assert (found.in_use, found.parts, found.private) == (0, 0, 0), found
         assert not group.registered or found.with_kernel == found.count, found
         assert found.waiting == 0, found
     if driver.registry.buffers is not None:

@@ -82,12 +82,14 @@ async def read_in_turns(random: Random, ring: aiouring.AsyncRing, group: BufferR
     right.close()
 
 
+@pytest.mark.parametrize("incremental", [False, True])
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_streams(new_ring: RingFactory, seed: int) -> None:
+async def test_streams(new_ring: RingFactory, seed: int, incremental: bool) -> None:
     """Several sockets, few buffers, small queues; what one receive leaves is what the next one gets."""
     random = Random(seed)
     ring = await new_ring(entries=random.choice((4, 64)), cq_entries=random.choice((4, 16, 256)))
-    group = ring.register_buffer_ring(count=random.choice((4, 8, 32)), size=random.choice((4, 16, 64)))
+    count, size = random.choice((4, 8, 32)), random.choice((4, 16, 64))
+    group = ring.register_buffer_ring(count=count, size=size, incremental=incremental)
     async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
         for number in range(3):
             data = random.randbytes(random.choice((1, 500, 3000)))
@@ -157,12 +159,15 @@ async def converse(random: Random, ring: aiouring.AsyncRing, group: BufferRing, 
     right.close()
 
 
+@pytest.mark.parametrize("incremental", [False, True])
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_connections(new_ring: RingFactory, seed: int) -> None:
+async def test_connections(new_ring: RingFactory, seed: int, incremental: bool) -> None:
     """Connections that come and go on few buffers; after all of them nothing is in flight, lent or remembered."""
     random = Random(seed)
     ring = await new_ring(entries=random.choice((4, 64)), cq_entries=random.choice((4, 16, 256)))
-    group, other = (ring.register_buffer_ring(count=count, size=64) for count in (random.choice((4, 16)), 2))
+    count = random.choice((4, 16))
+    group = ring.register_buffer_ring(count=count, size=64, incremental=incremental)
+    other = ring.register_buffer_ring(count=2, size=64)
     async with asyncio.timeout(30):
         for batch in range(3):
             async with asyncio.TaskGroup() as tasks:
@@ -171,4 +176,4 @@ async def test_connections(new_ring: RingFactory, seed: int) -> None:
     assert ring._driver is not None
     assert not ring._driver.senders
     assert ring.statistics().in_flight == 0
-    assert group.statistics().in_use == 0
+    assert group.statistics().in_use == group.statistics().parts == 0

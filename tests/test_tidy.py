@@ -17,13 +17,22 @@ PACKAGE = ROOT / "aiouring"
 FLOORS = [
     ["_uring"],
     ["_errors", "_abi", "_file_flags", "_setup", "_restrictions", "_ring", "_waits", "_peeks", "_features", "_probe"],
-    ["_line", "_lease", "_retired_buffers", "_registered_memory", "_fixed_buffer", "_direct_descriptor"],
+    [
+        "_line",
+        "_lease",
+        "_retired_buffers",
+        "_registered_memory",
+        "_fixed_buffer",
+        "_provided_buffer",
+        "_direct_descriptor",
+    ],
     [
         "_registered_buffers",
         "_registered_files",
         "_private_buffers",
         "_shortage",
         "_buffer_ring",
+        "_incremental",
         "_memory_region",
         "_registry",
     ],

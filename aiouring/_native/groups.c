@@ -55,6 +55,8 @@ static void write_buffer(au_group *group, uint32_t behind, uint32_t buffer_id)
     entry->addr = (uint64_t)(uintptr_t)(group->base + (uint64_t)buffer_id * group->size);
     entry->len = group->size;
     entry->bid = (uint16_t)buffer_id;
+    if (group->shares)
+        group->shares[buffer_id].used = 0;
 }
 
 /* Behind the tail lie the `unpublished`, which the next turn shows to the kernel, and then the `added`, which
@@ -99,13 +101,21 @@ static void leave_table(au_group *group)
         ring->group_table[group->group_id] = NULL;
 }
 
+/* Nothing in flight names the group any more. */
+void au_group_forget(au_group *group) { leave_table(group); }
+
 int au_group_register(au_group *group)
 {
     struct au_buf_reg reg = {.ring_addr = (uint64_t)(uintptr_t)group->entries,
-                             .ring_entries = group->capacity, .bgid = group->group_id};
-    int rc = au_ring_register(group->ring, AU_REGISTER_PBUF_RING, &reg, 1);
-    if (rc < 0)
+                             .ring_entries = group->capacity, .bgid = group->group_id,
+                             .flags = group->shares ? AU_PBUF_RING_INC : 0};
+    int rc = group->tagged ? enter_in_table(group) : 0;
+    if (rc == 0)
+        rc = au_ring_register(group->ring, AU_REGISTER_PBUF_RING, &reg, 1);
+    if (rc < 0) {
+        leave_table(group);
         return rc;
+    }
     group->registered = 1;
     for (uint32_t i = 0; i < group->count; i++)
         add_buffer(group, i);
@@ -122,7 +132,8 @@ int au_group_unregister(au_group *group)
     if (rc < 0 && rc != AU_CLOSED)
         return rc;
     group->registered = 0;
-    leave_table(group);
+    if (!group->tagged) /* else what has completed already is still to be taken, in its order */
+        leave_table(group);
     for (au_group **link = &group->ring->unpublished; *link; link = &(*link)->next_unpublished) {
         if (*link == group) {
             *link = group->next_unpublished;
@@ -136,7 +147,7 @@ int au_group_take(au_group *group, uint32_t buffer_id)
 {
     if (buffer_id >= group->count)
         return AU_BAD_INDEX;
-    if (group->owner[buffer_id] != WITH_KERNEL || group->with_kernel == 0)
+    if (group->owner[buffer_id] != WITH_KERNEL || group->with_kernel == 0 || group->shares)
         return AU_NOT_LENT;
     group->owner[buffer_id] = LENT;
     group->with_kernel--;
@@ -155,14 +166,19 @@ static void queue_group(au_group *group)
     }
 }
 
-/* Returns 1 if the buffer now waits to be published, 0 if the kernel no longer has the group. */
-int au_group_release(au_group *group, uint32_t buffer_id)
+/* `part` is the buffer's id, and above it where the part begins, of a group that gives out parts.  Returns 1 if the
+ * buffer now waits to be published, 0 if it does not: the kernel no longer has the group, or other parts are out. */
+int au_group_release(au_group *group, uint64_t part)
 {
-    if (buffer_id >= group->count)
+    uint32_t buffer_id = part & AU_BUFFER_ID_MASK;
+    if (buffer_id >= group->count || (part != buffer_id && !group->shares))
         return AU_BAD_INDEX;
     int rc = group->registered ? au_ring_check(group->ring) : 0;
     if (rc < 0 && rc != AU_CLOSED)
         return rc;
+    int last = group->shares ? return_part(group, buffer_id) : 1;
+    if (last <= 0)
+        return last;
     if (group->owner[buffer_id] != LENT)
         return AU_NOT_LENT;
     group->owner[buffer_id] = WITH_KERNEL;
@@ -197,14 +213,19 @@ int au_group_grow(au_group *group, uint32_t count)
     return 0;
 }
 
-/* The buffer is nobody's from here on: neither lent, nor to be seen by the kernel before au_group_advance(). */
-int au_group_add(au_group *group, uint32_t buffer_id)
+/* The buffer is nobody's from here on: neither lent, nor to be seen by the kernel before au_group_advance().  Returns 1
+ * for a part of a buffer that others, or the kernel, still have parts of: then it was released, and nothing was added. */
+int au_group_add(au_group *group, uint64_t part)
 {
+    uint32_t buffer_id = part & AU_BUFFER_ID_MASK;
     int rc = check_group(group);
     if (rc < 0)
         return rc;
-    if (buffer_id >= group->count)
+    if (buffer_id >= group->count || (part != buffer_id && !group->shares))
         return AU_BAD_INDEX;
+    int last = group->shares ? return_part(group, buffer_id) : 1;
+    if (last <= 0)
+        return last < 0 ? last : 1;
     if (group->owner[buffer_id] != LENT)
         return AU_NOT_LENT;
     group->owner[buffer_id] = ADDED;

@@ -101,15 +101,18 @@ static int add_part(au_sender *sender, struct au_part part)
     return 0;
 }
 
-int au_sender_add_buffer(au_sender *sender, au_group *group, uint32_t buffer_id, uint32_t length)
+/* `part` as for au_group_release(). */
+int au_sender_add_buffer(au_sender *sender, au_group *group, uint64_t part, uint32_t length)
 {
-    if (group->ring != sender->ring || buffer_id >= group->count)
+    uint32_t buffer_id = part & AU_BUFFER_ID_MASK;
+    uint64_t begin = part >> AU_BUFFER_ID_BITS;
+    if (group->ring != sender->ring || buffer_id >= group->count || (begin && !group->shares))
         return AU_BAD_INDEX;
-    if (group->owner[buffer_id] != LENT)
+    if (group->shares ? !part_is_lent(group, buffer_id, begin, length) : group->owner[buffer_id] != LENT)
         return AU_NOT_LENT;
     if (length == 0 || length > group->size)
         return AU_BAD_LENGTH;
-    uint8_t *start = group->base + (uint64_t)buffer_id * group->size;
+    uint8_t *start = group->base + (uint64_t)buffer_id * group->size + begin;
     return add_part(sender, (struct au_part){start, length, group, buffer_id});
 }
 

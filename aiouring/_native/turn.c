@@ -69,7 +69,9 @@ static uint32_t drain(au_ring *ring)
         event[2] = cqe->flags;
         if (cqe->flags & AU_CQE_F_BUFFER && cqe->res > 0) {
             au_group *group = group_of(ring, user_data);
-            if (group && au_group_take(group, cqe->flags >> AU_CQE_BUFFER_SHIFT) == 0)
+            if (group && group->shares)
+                take_part_for(group, event);
+            else if (group && au_group_take(group, cqe->flags >> AU_CQE_BUFFER_SHIFT) == 0)
                 event[2] |= AU_CQE_TAKEN;
         }
     }

@@ -70,8 +70,13 @@ struct au_buf_reg {
     uint64_t ring_addr;
     uint32_t ring_entries;
     uint16_t bgid;
-    uint16_t flags;
+    uint16_t flags; /* AU_PBUF_RING_* */
     uint64_t reserved[3];
+};
+
+enum {
+    AU_PBUF_RING_MMAP = 1, /* since Linux 6.4 */
+    AU_PBUF_RING_INC = 2,  /* since Linux 6.12 */
 };
 
 /* The argument of AU_REGISTER_FILES_UPDATE. */
@@ -329,6 +334,7 @@ enum {
     AU_CQE_F_MORE = 1u << 1,
     AU_CQE_F_SOCK_NONEMPTY = 1u << 2,
     AU_CQE_F_NOTIF = 1u << 3,
+    AU_CQE_F_BUF_MORE = 1u << 4, /* since Linux 6.12 */
     AU_CQE_BUFFER_SHIFT = 16,
 };
 

@@ -37,6 +37,7 @@
 #include "eventfd.c"
 #include "region.c"
 #include "buffers.c"
+#include "shares.c"
 #include "entries.c"
 #include "messages.c"
 #include "groups.c"

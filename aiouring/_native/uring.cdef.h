@@ -4,11 +4,12 @@
 enum au_rule {
     AU_CLOSED, AU_FORKED, AU_WRONG_THREAD, AU_DISABLED, AU_FULL,
     AU_BAD_LENGTH, AU_BAD_OFFSET, AU_BAD_INDEX, AU_NOT_LENT, AU_RING_FD, AU_FORBIDDEN, AU_BAD_SLOT, AU_REPLACED,
-    AU_TOO_MANY, AU_LATE_SLOT, ...
+    AU_TOO_MANY, AU_LATE_SLOT, AU_UNTAGGED, AU_NOT_IN_PARTS, ...
 };
 
 enum { AU_AGAIN = ..., AU_EVENTS_MAX = ..., AU_GUARD_FD = ..., AU_RWF_SHIFT = ..., AU_RWF_MASK = ..., AU_SLOTS_AT_ONCE = ..., AU_RING_ENABLED = ... };
 enum { AU_HIGH_WATER = ..., AU_TAG_BIT = ..., AU_TAG_SHIFT = ..., AU_CQE_TAKEN = ... };
+enum { AU_BUFFER_ID_BITS = ..., AU_BUFFER_ID_MASK = ... };
 enum { AU_FIRST_SLOT = ... };
 enum { AU_SLOT_FILLED = ... };
 enum { AU_SLOT_MASK = ..., AU_MAP_HUGETLB = ... };
@@ -35,8 +36,9 @@ typedef struct au_buffers { uint32_t count; int registered; ...; } au_buffers;
 struct iovec { ...; };
 typedef struct au_message { uint32_t capacity; struct iovec vector[]; ...; } au_message;
 
+struct au_share { uint32_t used, parts; };
 typedef struct au_group {
-    uint32_t count, with_kernel, unpublished, added, lent, high_water;
+    uint32_t count, with_kernel, unpublished, added, lent, high_water, parts;
     uint32_t capacity;
     uint16_t group_id, tail;
     int registered;
@@ -136,12 +138,15 @@ int au_buffers_give_back(au_buffers *buffers, uint64_t key);
 
 int au_group_init(au_group *group, au_ring *ring, void *base, uint32_t size, uint32_t count,
                   uint16_t group_id);
+void au_group_share(au_group *group, struct au_share *shares, int tagged);
+int64_t au_group_take_part(au_group *group, uint32_t flags, int64_t length);
+void au_group_forget(au_group *group);
 int au_group_register(au_group *group);
 int au_group_unregister(au_group *group);
 int au_group_grow(au_group *group, uint32_t count);
 int au_group_take(au_group *group, uint32_t buffer_id);
-int au_group_release(au_group *group, uint32_t buffer_id);
-int au_group_add(au_group *group, uint32_t buffer_id);
+int au_group_release(au_group *group, uint64_t part);
+int au_group_add(au_group *group, uint64_t part);
 int au_group_advance(au_group *group, uint32_t count);
 int au_group_cq_advance(au_group *group, uint32_t completions, uint32_t buffers);
 int au_group_head(au_group *group);
@@ -165,7 +170,7 @@ int au_prepare_send_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd,
                           int64_t start, int64_t length, uint32_t op_flags, uint64_t how);
 
 int au_sender_init(au_sender *sender, au_ring *ring, int fd, uint64_t number);
-int au_sender_add_buffer(au_sender *sender, au_group *group, uint32_t buffer_id, uint32_t length);
+int au_sender_add_buffer(au_sender *sender, au_group *group, uint64_t part, uint32_t length);
 int au_sender_add_memory(au_sender *sender, const void *memory, int64_t length);
 int au_sender_drop(au_sender *sender, int failure);
 void au_sender_close(au_sender *sender);

@@ -50,6 +50,8 @@ enum au_rule {
     AU_REPLACED = -5013,     /* the slot has another buffer by now */
     AU_TOO_MANY = -5014,     /* an advance over more than there is */
     AU_LATE_SLOT = -5015,    /* the kernel would look the slot up later, when it may hold another file */
+    AU_UNTAGGED = -5016,     /* the request's user_data does not say whose buffers it takes */
+    AU_NOT_IN_PARTS = -5017, /* the operation takes whole buffers, and the group gives out parts */
 };
 
 enum {
@@ -69,8 +71,12 @@ enum {
 
 /* A multishot receive's user_data has its group in it, so that the buffer which a completion names is taken (lent) in
  * the turn that finds the completion, without a call from Python: bit AU_TAG_BIT, and the group's id from
- * AU_TAG_SHIFT on.  AU_CQE_TAKEN, in the flags handed over, says that it was. */
-enum { AU_TAG_BIT = 62, AU_TAG_SHIFT = 40, AU_CQE_TAKEN = 1 << 12 };
+ * AU_TAG_SHIFT on.  AU_CQE_TAKEN, in the flags handed over, says that it was; above the flags, from AU_OFFSET_SHIFT on,
+ * is where in the buffer the bytes begin (see shares.c). */
+enum { AU_TAG_BIT = 62, AU_TAG_SHIFT = 40, AU_CQE_TAKEN = 1 << 12, AU_OFFSET_SHIFT = 32 };
+
+/* A part of a buffer is called by the buffer's id, and from here on where it begins. */
+enum { AU_BUFFER_ID_BITS = 16, AU_BUFFER_ID_MASK = (1 << AU_BUFFER_ID_BITS) - 1 };
 
 /* Where a slot of the table of registered files stands in for a descriptor, its number is this plus the slot's
  * index: negative, so that no system call can take slot 5 for descriptor 5. */
@@ -147,15 +153,24 @@ typedef struct au_buffers {
 /* Whose a provided buffer is.  One that was released is the kernel's, although it sees it only after the next turn. */
 enum { WITH_KERNEL = 0, LENT = 1, ADDED = 2 };
 
+/* What else is known of a buffer that is given out in parts, see shares.c. */
+struct au_share {
+    uint32_t used;  /* bytes that the kernel has filled: where the next part begins */
+    uint32_t parts; /* lent */
+};
+
 typedef struct au_group {
     uint32_t count, with_kernel, unpublished, added, lent, high_water;
     uint32_t capacity; /* entries of the ring; `count` of them have a buffer, the rest when the group grows */
+    uint32_t parts; /* lent, of all buffers */
     uint16_t group_id, tail;
     int registered;
     uint64_t published, advances;
     au_ring *ring;
     uint8_t *base;
     uint32_t size;
+    struct au_share *shares; /* Python's, which keeps them as long as this; NULL where buffers are lent whole */
+    bool tagged;             /* requests say by their user_data that they take buffers of this group */
     struct au_buf *entries;
     size_t entries_bytes;
     struct au_group *next_unpublished;
