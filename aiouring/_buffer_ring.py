@@ -62,6 +62,7 @@ class BufferRingStatistics:
     enobufs: int  # times the kernel found the group empty
     private: int  # private buffers in use, see on_empty="fallback"
     fallbacks: int  # receives that brought bytes into one
+    oldest_lease: float | None  # seconds that a buffer has been held, at most; None: none is, see held_too_long
     published: int  # buffers handed to the kernel since the start
     advances: int  # stores of the tail that took
 
@@ -72,7 +73,7 @@ class BufferRing(Shortage):
     Leaving the `with` block unregisters it.  Since Linux 5.19.  See io_uring_setup_buf_ring(3).
     """
 
-    #: What stands for a buffer, or a part of one, in a caller's hands.
+    #: Makes what stands for a buffer, or a part of one, in a caller's hands.
     lease: type[ProvidedBuffer] = ProvidedBuffer
     #: Whether messages share buffers, each getting a part of one.
     incremental = False
@@ -192,7 +193,7 @@ class BufferRing(Shortage):
                 f"the kernel gave out buffer {number} of group {self.group_id}, which it did not have "
                 "(or this completion was taken before)"
             )
-        return ProvidedBuffer(self, self.arena, number, length)
+        return self.lease(self, self.arena, number, length)
 
     def take_back(self, number: int) -> None:
         """A lease ended: the buffer goes back to the kernel with the next turn."""
@@ -333,6 +334,7 @@ class BufferRing(Shortage):
             enobufs=self.enobufs,
             private=self.private.in_use,
             fallbacks=self.private.received,
+            oldest_lease=None if self._watch is None else self._watch.oldest(),
             published=raw.published,
             advances=raw.advances,
         )

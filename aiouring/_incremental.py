@@ -132,7 +132,7 @@ class IncrementalBufferRing(BufferRing):
                     "which it did not have (or this completion was taken before, or not in its turn)"
                 )
             flags = flags & 0xFFFFFFFF | start << 32
-        return ProvidedPart(self, self.arena, flags >> _BUFFER_SHIFT, length)
+        return self.lease(self, self.arena, flags >> _BUFFER_SHIFT, length)
 
     def take_back(self, number: int) -> None:
         """A part's lease ended; the last of a buffer gives that back to the kernel."""

@@ -8,6 +8,7 @@ from aiouring._registered_buffers import RegisteredBuffers
 from aiouring._registered_files import MAX_FILES, RegisteredFiles
 from aiouring._ring import check_size
 from aiouring._verbs import Bytes, File, Verbs
+from aiouring._watch import HELD_TOO_LONG
 
 
 class RegistrationVerbs(Verbs):
@@ -130,7 +131,7 @@ class RegistrationVerbs(Verbs):
         """
         driver = self._driver or self._bound()
         driver.check()
-        return driver.registry.register_buffer_ring(
+        group = driver.registry.register_buffer_ring(
             driver.ring,
             count=count,
             size=size,
@@ -139,6 +140,9 @@ class RegistrationVerbs(Verbs):
             max_count=max_count,
             incremental=incremental,
         )
+        if driver.loop.get_debug():
+            group.held_too_long = HELD_TOO_LONG
+        return group
 
     def register_region(self, size: int | None = None, *, memory: Bytes = None) -> MemoryRegion:
         """Share memory with the kernel for the life of the ring: `size` bytes that it allocates, or the caller's.

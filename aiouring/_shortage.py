@@ -23,14 +23,16 @@ How this fits together
 from typing import TYPE_CHECKING, Literal
 
 from aiouring._errors import BuffersExhaustedError, RingClosedError
-from aiouring._lease import Home
+from aiouring._lease import Arena, Home
 from aiouring._line import Attendant, Line, wake
 from aiouring._private_buffers import PrivateBuffers
 from aiouring._ring import CoreRing
 from aiouring._uring import lib
+from aiouring._watch import Watch
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from aiouring._buffer_ring import ProvidedBuffer
     from aiouring._uring import CGroup
@@ -46,6 +48,8 @@ class Shortage(Home):
 
     raw: "CGroup"
     group_id: int
+    #: Makes what stands for a buffer, or a part of one, in a caller's hands.
+    lease: "Callable[[Home, Arena, int, int], ProvidedBuffer]"
 
     def __init__(
         self,
@@ -66,6 +70,7 @@ class Shortage(Home):
         self.waiting = self._line.waiting  # truthy while somebody waits for a buffer
         self._starved = 0
         self._growths = 0
+        self._watch: Watch | None = None
         self.enobufs = 0
 
     @property
@@ -106,6 +111,8 @@ class Shortage(Home):
     def _admit(self, policy: OnEmpty) -> None:
         """Refuse who would wait for nothing, or does not want to wait."""
         self.check_registered()
+        if self._watch is not None:
+            self._watch.look()
         if policy == "raise" and not self._may_grow():
             raise BuffersExhaustedError(
                 f"all {self.raw.count} buffers of group {self.group_id} are in use ({self.raw.lent} lent, "
@@ -155,6 +162,35 @@ class Shortage(Home):
             self.serve()
         else:
             spare.release()
+
+    # ---- who holds them ------------------------------------------------------------------------
+
+    @property
+    def held_too_long(self) -> float | None:
+        """Seconds after which a lent buffer is reported, once, by a warning of the logger "aiouring"; None is never.
+
+        The warning says where the buffer was received.  There is no timer: it comes with the next receive, with one
+        that finds the group empty, with `statistics()`, or when the buffer is given back.  In asyncio's debug mode this
+        is 10 seconds from the start, else None.  Buffers that are lent already when it is set are not known.
+        """
+        return None if self._watch is None else self._watch.seconds
+
+    @held_too_long.setter
+    def held_too_long(self, seconds: float | None) -> None:
+        """Watch those that are lent from now on, or none."""
+        own = vars(self)  # that of the class is what counts without
+        if seconds is None:
+            self._watch = None
+            own.pop("lease", None)
+            own.pop("take_back", None)
+        elif not seconds > 0:
+            raise ValueError(f"held_too_long={seconds} is not a number of seconds above 0, or None")
+        elif self._watch is not None:
+            self._watch.seconds = seconds
+        else:
+            self._watch = Watch(self.group_id, self.lease, self.take_back, self._held_up, seconds)
+            own["lease"] = self._watch.lend
+            own["take_back"] = self._watch.take_back
 
     # ---- private buffers -----------------------------------------------------------------------
 

@@ -208,6 +208,18 @@ async def test_streams_and_growth(ring: aiouring.AsyncRing, pairs: list[Pair]) -
     await check_conserved(ring, group)
 
 
+async def test_a_buffer_that_is_on_its_way_back_is_enough(ring: aiouring.AsyncRing, pairs: list[Pair]) -> None:
+    """A group does not grow for one in line whose buffer has been returned, and is not published yet."""
+    group = ring.register_buffer_ring(count=1, size=16, max_count=4)
+    pairs[0][1].send(b"data")
+    held = await ring.recv(pairs[0][0], group)
+    turn = group.join_line(group.draw_ticket(), None)
+    held.release()
+    group.serve()
+    assert len(group) == 1
+    await turn
+
+
 async def test_steps_are_bounded(ring: aiouring.AsyncRing, pairs: list[Pair]) -> None:
     """A large group does not double: making buffers would keep the loop."""
     group = ring.register_buffer_ring(count=1, size=1, max_count=4096)

@@ -30,6 +30,7 @@ FLOORS = [
         "_registered_buffers",
         "_registered_files",
         "_private_buffers",
+        "_watch",
         "_shortage",
         "_buffer_ring",
         "_incremental",
