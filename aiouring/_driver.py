@@ -25,10 +25,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from aiouring._errors import RingClosedError, WrongContextError, failure, kernel_error
+from aiouring._insistence import Insistence
 from aiouring._registry import Registry
 from aiouring._request import Request, identify
 from aiouring._ring import CoreRing
-from aiouring._turns import Insistence, Turns
+from aiouring._turns import Turns
 from aiouring._uring import lib
 
 #: What the kernel may still write to although its ring is gone; kept for the life of the process.

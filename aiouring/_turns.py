@@ -64,6 +64,9 @@ class Turns:
         self._raw = ring.raw
         self._events = ring.raw.events
         self._queued: list[Request] = []  # with a file object, since the last submission
+        self.due: list[
+            Callable[[], object]
+        ] = []  # what comes before the next submission, as encrypting what was written
         self._cancels_due: list[int] = []  # numbers of requests whose cancel found the queue full
         self._starts_due: deque[tuple[Request, Callable[..., int], tuple[Any, ...]]] = deque()  # as many started
         self.senders: dict[int, Sending] = {}  # whose requests the C core knows, by the number of their events
@@ -366,33 +369,3 @@ class Turns:
         """Whoever waits in a line gets `error`."""
         self._room.dismiss(error)
         self.registry.dismiss(error)
-
-
-class Insistence:
-    """Cancels requests and, in a `with` block, those that have not ended again: after a while, then after twice that.
-
-    A request that is on its way to a worker of the kernel, as a connect that has to wait, is found by no cancel
-    (ENOENT).
-    """
-
-    __slots__ = ("_requests", "_timer", "_turns")
-
-    def __init__(self, turns: Turns, requests: list[Request]) -> None:
-        self._turns = turns
-        self._requests = requests
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __enter__(self) -> None:
-        self._cancel(0.02)
-
-    def __exit__(self, *_: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None  # it refers to this: no cycle may be left behind, a lease would be in it
-
-    def _cancel(self, patience: float) -> None:
-        turns = self._turns
-        self._requests = [request for request in self._requests if not request.ended]
-        for request in self._requests:
-            turns.cancel_soon(request)
-        self._timer = turns.loop.call_later(patience, self._cancel, 2 * patience) if self._requests else None

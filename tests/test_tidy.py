@@ -42,6 +42,7 @@ FLOORS = [
         "_slot_requests",
         "_turns",
         "_private_receives",
+        "_insistence",
         "_multishot",
         "_standing",
         "_accepting",
