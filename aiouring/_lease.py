@@ -35,7 +35,7 @@ PAGE = mmap.PAGESIZE
 
 
 class Arena:
-    """Private anonymous memory for `count` buffers, each `stride` bytes after the last, page-aligned.
+    """Memory for `count` buffers, each `stride` bytes after the last: `mapping`, or anonymous pages of its own.
 
     `room` is how many there may be one day: their addresses are reserved, and cost no memory until they are used.
     """
@@ -47,7 +47,7 @@ class Arena:
     exporters: "list[CMemory] | dict[int, CMemory]"
 
     def __init__(
-        self, count: int, size: int, stride: int, mapping: mmap.mmap | None = None, room: int | None = None
+        self, count: int, size: int, stride: int, mapping: mmap.mmap | bytearray | None = None, room: int | None = None
     ) -> None:
         if mapping is None:
             mapping = mmap.mmap(-1, (room or count) * stride, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

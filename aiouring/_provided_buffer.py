@@ -55,8 +55,5 @@ def end_of_stream() -> ProvidedBuffer:
 
 
 def private_copy(data: bytes) -> ProvidedBuffer:
-    """`data` in memory of its own, for bytes that arrived for a cancelled receive."""
-    arena = Arena(1, len(data), len(data))
-    chunk = ProvidedBuffer(_NOWHERE, arena, 0, len(data))
-    chunk.view[:] = data
-    return chunk
+    """`data` in memory of its own: bytes that arrived for a cancelled receive, or that were decrypted."""
+    return ProvidedBuffer(_NOWHERE, Arena(1, len(data), len(data), bytearray(data)), 0, len(data))
