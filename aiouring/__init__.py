@@ -31,7 +31,8 @@ from aiouring._fixed_buffer import FixedBuffer, RegisteredBuffersStatistics
 from aiouring._memory_region import MemoryRegion
 from aiouring._opening import open_connection, open_unix_connection
 from aiouring._probe import Probe, probe
-from aiouring._receive_stream import ReceiveStream
+from aiouring._receive_stream import MessageStream, ReceiveStream
+from aiouring._received_message import ReceivedMessage
 from aiouring._registered_buffers import RegisteredBuffers
 from aiouring._registered_files import RegisteredFiles, RegisteredFilesStatistics
 from aiouring._restrictions import Restrictions
@@ -64,6 +65,7 @@ __all__ = [
     "FilesUpdateError",
     "FixedBuffer",
     "MemoryRegion",
+    "MessageStream",
     "Opcode",
     "PartlyUpdatedError",
     "PollStream",
@@ -71,6 +73,7 @@ __all__ = [
     "ProvidedBuffer",
     "ReadWriteFlags",
     "ReceiveStream",
+    "ReceivedMessage",
     "RegisteredBuffers",
     "RegisteredBuffersStatistics",
     "Registration",

@@ -49,6 +49,8 @@ _ARGUMENTS = {
     lib.au_prepare_vector: ("opcode", "fd", "message", "offset"),
     lib.au_prepare_message: ("opcode", "fd", "message", "table", "index"),
     lib.au_prepare_receive_message: ("opcode", "fd", "message"),
+    lib.au_prepare_select_message: ("opcode", "fd", "group", "message"),
+    lib.au_prepare_socket_command: ("opcode", "fd", "command", "level", "option"),
     lib.au_prepare_splice: ("opcode", "fd", "offset", "source", "source_offset", "length"),
     lib.au_prepare_slot: ("opcode", "fd", "offset", "length", "flags", "slot"),
     lib.au_prepare_path: ("opcode", "fd", "path", "second", "third", "length", "flags", "slot"),
@@ -156,7 +158,7 @@ class Driver(Turns):
             if prepare in (lib.au_prepare_fixed, lib.au_prepare_send_fixed):
                 numbers["capacity"] = lib.au_buffers_size(numbers["table"], numbers["index"])
                 numbers["index"] &= lib.AU_SLOT_MASK
-            elif prepare is lib.au_prepare_select:
+            elif prepare in (lib.au_prepare_select, lib.au_prepare_select_message):
                 numbers["index"] = numbers["group"].group_id
             raise failure(code, "", **numbers)
         return code
@@ -347,6 +349,7 @@ class Driver(Turns):
                 self.registry.unregister()
         self.ring.close()
         self.registry.forget()
+        self.leftovers.kept.clear()  # descriptors that nobody will take are closed
 
     def _bury(self) -> None:
         """Keep for ever what the kernel may still write to, and say so."""

@@ -17,17 +17,24 @@ to 70 us a read, and is for large reads, many at a time, and for file systems th
 KERNEL.md E10).  Writes to files on ext4 and flushes always go to a worker.
 """
 
-import errno
-
 from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer, end_of_stream, private_copy
-from aiouring._errors import RingClosedError
 from aiouring._fixed_buffer import FixedBuffer
 from aiouring._late_requests import perform_late
 from aiouring._private_receives import PrivateRead, PrivateReadAt, read_privately
 from aiouring._request import ProvidedRead, Read, Request, Write
 from aiouring._ring import check_size
 from aiouring._uring import lib
-from aiouring._verbs import Bytes, File, Verbs, file_offset, fill, line_up, memory_of, resolve, special
+from aiouring._verbs import (
+    Bytes,
+    File,
+    Verbs,
+    file_offset,
+    fill,
+    memory_of,
+    perform_provided,
+    resolve,
+    special,
+)
 
 # Looked up once: these are on every read's way.
 _prepare_memory = lib.au_prepare_memory
@@ -120,26 +127,16 @@ class FileVerbs(Verbs):
             return private_copy(data)
         request = ProvidedRead(number, file, group, at_position=offset is None)
         arguments = (_READ, number, group.raw, most, file_offset(offset), 0, how)
-        ticket = 0
-        try:
-            while True:
-                if ticket or group.waiting:
-                    refused, ticket = ticket > 0, ticket or group.draw_ticket()
-                    spare = await line_up(ticket, number, file, group, on_empty, refused=refused)
-                    if spare is not None:
-                        kind = PrivateRead if offset is None else PrivateReadAt
-                        private = kind(number, file, spare.memory(), spare)
-                        return await read_privately(driver, private, group, most, arguments[4], how)
-                result = await driver.perform(request, _prepare_select, *arguments)
-                if result != -request.expected:
-                    break
-                ticket = ticket or group.draw_ticket()
-        except BaseException as error:
-            if group.waiting:
-                driver.ask_for_turn()  # this one may have been called from the line: the next is
-            if isinstance(error, OSError) and error.errno == errno.ECANCELED and not group.registered:
-                raise RingClosedError(f"buffer ring {group.group_id} was unregistered during a read") from None
-            raise
+
+        async def fall_back(spare: ProvidedBuffer) -> ProvidedBuffer:
+            """Read into a private buffer."""
+            kind = PrivateRead if offset is None else PrivateReadAt
+            private = kind(number, file, spare.memory(), spare)
+            return await read_privately(driver, private, group, most, arguments[4], how)
+
+        result = await perform_provided(driver, request, on_empty, fall_back, _prepare_select, *arguments)
+        if isinstance(result, ProvidedBuffer):
+            return result
         if result:
             return group.take(request.flags, result)
         request.let_go()  # the end of a file takes a buffer as well

@@ -3,14 +3,21 @@
 import socket
 from array import array
 from collections.abc import Iterable
-from typing import Any
+from functools import partial
+from typing import Any, overload
 
 from aiouring._address import unpack_address
+from aiouring._buffer_ring import BufferRing
+from aiouring._features import require
 from aiouring._messages import Ancillary, ReceiveMessage, SendMessage, checked, new_message
+from aiouring._multishot import most_pending
+from aiouring._receive_stream import MessageStream
+from aiouring._received_message import ProvidedMessage, ReceivedMessage, message_of
+from aiouring._receiving_messages import ReceivingMessages, room_for
 from aiouring._request import Kept
-from aiouring._socket_verbs import SocketVerbs
+from aiouring._socket_verbs import SocketVerbs, type_of
 from aiouring._uring import ffi, lib
-from aiouring._verbs import Bytes, File, packed_address, resolve
+from aiouring._verbs import Bytes, File, packed_address, perform_provided, resolve
 
 _SEND_FLAGS = int(
     socket.MSG_OOB
@@ -75,30 +82,44 @@ class MessageVerbs(SocketVerbs):
         """Send one datagram to `address`; returns its number of bytes.  See `sendmsg`.  Since Linux 5.3."""
         return await self.sendmsg(sock, [data], address)
 
+    @overload
     async def recvmsg(
         self, sock: File, buffers: Iterable[Bytes], *, ancillary_size: int = 0, flags: int = 0
-    ) -> tuple[int, Ancillary, int, Any]:
+    ) -> tuple[int, Ancillary, int, Any]: ...
+
+    @overload
+    async def recvmsg(self, sock: File, buffers: BufferRing, *, ancillary_size: int = 0) -> ReceivedMessage: ...
+
+    async def recvmsg(
+        self, sock: File, buffers: Iterable[Bytes] | BufferRing, *, ancillary_size: int = 0, flags: int = 0
+    ) -> tuple[int, Ancillary, int, Any] | ReceivedMessage:
         """Receive one message into several buffers; returns what `socket.recvmsg_into()` does.
 
         That is: the number of bytes; the control data, (level, type, data) of each piece; flags (`MSG_TRUNC` where the
         message was longer than the buffers, `MSG_CTRUNC` where the control data was longer than `ancillary_size`);
         and the sender's address as the `socket` module writes it, None where it has none.
 
+        Into a group's buffer, which the kernel picks when the message is there, it returns a `ReceivedMessage`, lent.
+        While all buffers are lent this waits in line, as `recv`.
+
         Cancelling it loses nothing: a message that arrives with the cancellation is the next receive's, with all that
         came beside it.
 
         Args:
             sock: a socket; a direct descriptor too.
-            buffers: up to 1024 writable buffers, which are filled one after the other.
+            buffers: up to 1024 writable buffers, which are filled one after the other; or a group (since Linux 5.19).
             ancillary_size: bytes for control data, see `socket.CMSG_SPACE()`.  Descriptors that come with it
                 (SCM_RIGHTS) are close-on-exec, and yours to close.
-            flags: `socket.MSG_PEEK`, `MSG_TRUNC`, `MSG_WAITALL`.
+            flags: `socket.MSG_PEEK`, `MSG_TRUNC`, `MSG_WAITALL`; none of them with a group.
 
         Raises:
             ResourceBusyError: another receive is waiting on this socket.
+            BuffersExhaustedError: the group is empty, and was registered with on_empty="raise".
 
         Since Linux 5.3.  See io_uring_prep_recvmsg(3).
         """
+        if isinstance(buffers, BufferRing):
+            return await self._recvmsg_provided(sock, buffers, ancillary_size, flags)
         if flags & ~_RECEIVE_FLAGS:
             raise ValueError(f"flags={flags:#x}: {flags & ~_RECEIVE_FLAGS:#x} cannot be given here")
         number, file, how = resolve(sock)
@@ -125,11 +146,86 @@ class MessageVerbs(SocketVerbs):
         beside.descriptors = ()  # the caller's
         return count, list(beside.ancillary), beside.flags, unpack_address(beside.name)
 
-    async def recvfrom(self, sock: File, size: int) -> tuple[bytes, Any]:
+    async def _recvmsg_provided(
+        self, sock: File, group: BufferRing, ancillary_size: int, flags: int
+    ) -> ReceivedMessage:
+        if flags:
+            raise ValueError(f"flags={flags:#x}: none can be given with a group")
+        number, file, how = resolve(sock)
+        flags = int(socket.MSG_CMSG_CLOEXEC)
+        if type_of(sock, number) != socket.SOCK_STREAM:
+            flags |= socket.MSG_TRUNC  # say the whole size; of a stream that would throw bytes away
+        request = ProvidedMessage(number, file, group, ancillary_size, flags)
+        driver = self._driver or self._bound()
+        if sock in self._receiving:
+            await self._after_stream(sock)
+        self._receiving[sock] = None
+        try:
+            if driver.leftovers.kept and (data := driver.leftovers.take_message(number, group.size)) is not None:
+                return message_of(data)
+            arguments = lib.AU_OP_RECVMSG, number, group.raw, request.hold, flags, how
+            await perform_provided(driver, request, None, None, lib.au_prepare_select_message, *arguments)
+            message = request.message()
+            request.let_go()  # an empty message may have taken a buffer
+        finally:
+            del self._receiving[sock]
+        return message
+
+    def recvmsg_multishot(
+        self,
+        sock: File,
+        group: BufferRing,
+        *,
+        ancillary_size: int = 0,
+        name_size: int | None = None,
+        max_pending: int | None = None,
+    ) -> MessageStream:
+        """Keep a receive armed; `async for` its messages, each with its address and control data, in a lent buffer.
+
+        One request serves all of them.  Of each buffer 16 bytes, `name_size` and `ancillary_size` are not the
+        payload's: a message that is longer than the rest is cut off, and says so in its `flags` and `size`.  Where
+        nobody takes messages, where the group is empty, and at the end, it is as `recv_multishot`; but one difference:
+        the kernel knows no limit for messages, and a flood of them can take all of the group's buffers, so sockets that
+        strangers send to should have a group of their own.  An empty datagram is a message; on other sockets it is the
+        end.
+
+        Args:
+            sock: a socket; a direct descriptor too.
+            group: the buffers.
+            ancillary_size: bytes for control data, see `socket.CMSG_SPACE()`.
+            name_size: bytes for the sender's address; None for what the socket's family needs, 0 for none.
+            max_pending: messages that may wait for their taker, as for `recv_multishot`.
+
+        Raises:
+            ResourceBusyError: another receive is waiting on this socket.
+            ValueError: the group's buffers are too small for all that comes before the payload.
+
+        Since Linux 6.0.  See io_uring_prep_recvmsg_multishot(3).
+        """
+        require("multishot receive")
+        number, file, how = resolve(sock)
+        driver = self._before_stream(sock, group)
+        room = room_for(group, getattr(sock, "family", 0), name_size, ancillary_size)
+        high, kind = most_pending(group, max_pending), type_of(sock, number)
+        receiving = ReceivingMessages(driver, number, file, how, group, high, kind=kind, room=room)
+        self._receiving[sock] = receiving
+        return MessageStream(receiving, partial(self._receiving.pop, sock, None))
+
+    @overload
+    async def recvfrom(self, sock: File, size: int) -> tuple[bytes, Any]: ...
+
+    @overload
+    async def recvfrom(self, sock: File, size: BufferRing) -> tuple[ReceivedMessage, Any]: ...
+
+    async def recvfrom(self, sock: File, size: int | BufferRing) -> tuple[bytes | ReceivedMessage, Any]:
         """Receive one datagram of up to `size` bytes; returns it and its sender's address.
 
-        What is longer is cut off.  Otherwise as `recvmsg`.  Since Linux 5.3.
+        With a group in the place of the size it is received into a buffer of the group, and lent.  What is longer is
+        cut off.  Otherwise as `recvmsg`.  Since Linux 5.3; with a group 5.19.
         """
+        if isinstance(size, BufferRing):
+            message = await self.recvmsg(sock, size)
+            return message, message.address
         memory = bytearray(size)
         count, _, _, address = await self.recvmsg(sock, [memory])
         return bytes(memory[:count]), address

@@ -21,7 +21,7 @@ from aiouring._uring import ffi, lib
 Ancillary: TypeAlias = list[tuple[int, int, bytes]]
 
 _HEADER = struct.Struct("@Nii")  # struct cmsghdr
-_NAME_BYTES = 128  # struct sockaddr_storage
+_NAME_BYTES = lib.AU_MAX_NAME  # struct sockaddr_storage
 
 
 def new_message(parts: Iterable[Any], *, writable: bool) -> tuple[Any, list[Any]]:

@@ -29,7 +29,7 @@ from aiouring._buffer_ring import BufferRing, ProvidedBuffer, end_of_stream, pri
 from aiouring._errors import BuffersExhaustedError, ResourceBusyError, RingClosedError, kernel_error
 from aiouring._line import wake
 from aiouring._private_receives import DATA_FIRST, Shorthanded
-from aiouring._request import identify
+from aiouring._request import Kept, identify, keeps_boundaries
 from aiouring._uring import lib
 
 if TYPE_CHECKING:
@@ -106,9 +106,9 @@ class Receiving(Shorthanded):
         self._stopping = False
         self._withdrawn = False  # whoever stops all requests on the file has cancelled it
         self.armed = self.over = False
-        while data := driver.leftovers.take(fd, group.size) if driver.leftovers.kept else b"":
-            self._early = self._early or deque()
-            self._early.append(private_copy(data))
+        if driver.leftovers.kept:
+            self._early = deque()
+            self._bring_back()
         self._arm()
 
     def __repr__(self) -> str:
@@ -148,6 +148,11 @@ class Receiving(Shorthanded):
         group = self.group
         return group.lease(group, group.arena, flags >> _SHIFT, result)
 
+    def _bring_back(self) -> None:
+        """What came for a receive before this one comes first."""
+        while data := self._driver.leftovers.take(self.fd, self.group.size):
+            self._early.append(private_copy(data))
+
     def _raise(self) -> NoReturn:
         """Tell the reader what ended the stream.  Want of a buffer does not: its next try may find one."""
         failure = self._failure
@@ -179,14 +184,16 @@ class Receiving(Shorthanded):
             if spare is not None:
                 self._start_privately(spare)
             else:
-                how = self._how | data_first
-                self._driver.start(self, _prepare_multishot, _RECV, self.fd, self.group.raw, self._total, how)
+                self._operate(self._how | data_first)
         except (OSError, RuntimeError, ValueError) as error:
             self.armed = False
             if spare is not None:
                 self._spare = None
                 spare.release()
             self._finish(error)
+
+    def _operate(self, how: int) -> None:
+        self._driver.start(self, _prepare_multishot, _RECV, self.fd, self._raw_group, self._total, how)
 
     def check_file(self) -> None:
         """Where a file was named by its number, that may be another file's by now."""
@@ -348,18 +355,24 @@ class Receiving(Shorthanded):
         """Keep what nobody took for the next receive on the file, and give the buffers back."""
         kept = []
         while self._early:
-            with self._early.popleft() as chunk:
-                kept.append(bytes(chunk.view))
+            kept.append(self._keepsake(self._early.popleft()))
         while self._arrivals:
             result, flags = self._arrivals.pop(0)
-            if flags:
-                result = self.group.lease(self.group, self.group.arena, flags >> _SHIFT, result)
-            if result:
-                with result as chunk:
-                    kept.append(bytes(chunk.view))
-        if kept and self._has_its_file():
-            for data in kept if self._keeps_boundaries else [b"".join(kept)]:
-                self._driver.leftovers.keep(self.fd, data, apart=self._keeps_boundaries)
+            if flags or result:
+                kept.append(self._keepsake(self._lend(flags >> _SHIFT, result) if flags else result))
+        if kept and not self._driver.closing and self._has_its_file():
+            apart = self._keeps_boundaries or keeps_boundaries(self.fd)
+            for data in kept if apart or isinstance(kept[-1], Kept) else [b"".join(kept)]:
+                self._driver.leftovers.keep(self.fd, data, apart=apart)
+
+    def _lend(self, number: int, length: int) -> ProvidedBuffer:
+        """The lease of what came, and is queued by its buffer's number."""
+        return self.group.lease(self.group, self.group.arena, number, length)
+
+    def _keepsake(self, chunk: ProvidedBuffer) -> bytes:
+        """The bytes of a chunk, which is released."""
+        with chunk:
+            return bytes(chunk.view)
 
     def _has_its_file(self) -> bool:
         """Whether the descriptor still stands for the file whose bytes came: they are nobody else's."""

@@ -16,7 +16,7 @@ from aiouring._uring import lib
 if TYPE_CHECKING:
     import asyncio
 
-    from aiouring._buffer_ring import BufferRing, ProvidedBuffer
+    from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer
     from aiouring._driver import Driver
 
 _prepare_memory = lib.au_prepare_memory
@@ -106,15 +106,20 @@ class Shorthanded(Request):
         """Nothing more will come."""
         raise NotImplementedError
 
+    def policy(self) -> "OnEmpty":
+        """What it does when the group is empty."""
+        return self.group.on_empty
+
     def _park(self) -> None:
         """Receive privately, or join the group's line; whoever hands out buffers calls `_called`."""
         group = self.group
         self._ticket = self._ticket or group.draw_ticket()
         try:
-            spare = group.draw_private(group.on_empty)
+            policy = self.policy()
+            spare = group.draw_private(policy)
             if spare is not None:
                 return self._start(spare)
-            self._place = place = group.join_line(self._ticket, (self.fd, self.file))
+            self._place = place = group.join_line(self._ticket, (self.fd, self.file), policy)
         except (OSError, RuntimeError) as error:
             self._finish(error)
         else:

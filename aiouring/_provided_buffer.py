@@ -45,15 +45,15 @@ class _Nowhere(Home):
         """Nothing to do."""
 
 
-_NOWHERE = _Nowhere()
-_EMPTY = Arena(1, 1, 1)
+NOWHERE = _Nowhere()
+EMPTY = Arena(1, 1, 1)
 
 
 def end_of_stream() -> ProvidedBuffer:
     """What a receive returns when the stream has ended."""
-    return ProvidedBuffer(_NOWHERE, _EMPTY, 0, 0)
+    return ProvidedBuffer(NOWHERE, EMPTY, 0, 0)
 
 
 def private_copy(data: bytes) -> ProvidedBuffer:
     """`data` in memory of its own: bytes that arrived for a cancelled receive, or that were decrypted."""
-    return ProvidedBuffer(_NOWHERE, Arena(1, len(data), len(data), bytearray(data)), 0, len(data))
+    return ProvidedBuffer(NOWHERE, Arena(1, len(data), len(data), bytearray(data)), 0, len(data))

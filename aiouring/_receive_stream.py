@@ -1,4 +1,4 @@
-"""Owns `ReceiveStream`: what `recv_multishot()` returns; `async for` over what arrives at a socket."""
+"""Owns `ReceiveStream` and `MessageStream`: `async for` over what arrives at a socket, by bytes or by messages."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
     from aiouring._buffer_ring import ProvidedBuffer
     from aiouring._multishot import Receiving
+    from aiouring._received_message import ReceivedMessage
+    from aiouring._receiving_messages import ReceivingMessages
 
 
 class ReceiveStream:
@@ -67,3 +69,21 @@ class ReceiveStream:
     def __del__(self) -> None:
         if not self._receiving.closing:
             self._receiving.retire_soon(self._forget)
+
+
+class MessageStream(ReceiveStream):
+    """Messages as they arrive, each with its sender's address and its control data, in a lent buffer.
+
+    Leaving the `async for` drops the stream, which ends it as `aclose()` does, without waiting.  Whatever arrived and
+    was not taken goes to the next receive on the socket, whole.
+    """
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        def __init__(self, receiving: ReceivingMessages, forget: Callable[[], object]) -> None:
+            """A stream is made by `AsyncRing.recvmsg_multishot()`."""
+
+        def __anext__(self) -> Coroutine[None, None, ReceivedMessage]:
+            """The next message, see `ReceiveStream`; the stream of a socket of datagrams never ends by itself."""

@@ -215,6 +215,8 @@ class ProvidedReceive(Request):
 
     __slots__ = ("group",)
     expected = errno.ENOBUFS
+    #: What it is, for the text of an error.
+    doing = "receive"
 
     def __init__(self, fd: int, file: Any, group: "BufferRing") -> None:
         self.fd = fd  # all of Request.__init__, without the call
@@ -241,6 +243,7 @@ class ProvidedRead(ProvidedReceive):
     """A read into a buffer of a group: one at the file's own position is undone, or its bytes are kept."""
 
     __slots__ = ("at_position",)
+    doing = "read"
 
     def __init__(self, fd: int, file: Any, group: "BufferRing", *, at_position: bool) -> None:
         super().__init__(fd, file, group)
@@ -265,14 +268,27 @@ class Kept(bytes):
     """
 
     whole = False
+    size = 0  # bytes of a message before it was cut off, where that is known
     name = b""  # from whom
+    name_cut = False
     flags = 0
     descriptors: tuple[int, ...] = ()
     ancillary: tuple[tuple[int, int, bytes], ...] = ()
 
-    def __del__(self) -> None:
-        for number in self.descriptors:
+    def copy(self, data: bytes) -> "Kept":
+        """The same beside other bytes, without the descriptors: they have one owner."""
+        kept = Kept(data)
+        kept.name, kept.name_cut, kept.flags, kept.ancillary = self.name, self.name_cut, self.flags, self.ancillary
+        return kept
+
+    def close_descriptors(self) -> None:
+        """Close what nobody took."""
+        descriptors, self.descriptors = self.descriptors, ()
+        for number in descriptors:
             os.close(number)
+
+    def __del__(self) -> None:
+        self.close_descriptors()
 
 
 class Leftovers:

@@ -9,7 +9,7 @@ import errno
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from aiouring._buffer_ring import BufferRing
+from aiouring._buffer_ring import BufferRing, ProvidedBuffer
 from aiouring._errors import failure
 from aiouring._lease import Lease
 from aiouring._line import wake
@@ -77,7 +77,7 @@ class Sending:
     def write(self, data: Any) -> None:
         """Queue `data` behind what is queued."""
         group = self._group
-        if isinstance(data, Lease) and data._home is group:
+        if type(data) is ProvidedBuffer and data._home is group:  # a message's payload starts further in
             if data.ended or data.pins or data._view is not None:
                 data.hand_over()
             else:

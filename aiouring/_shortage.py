@@ -99,10 +99,10 @@ class Shortage(Home):
         self._admit(policy)
         return await self._line.wait(ticket, owner, content=policy == "fallback")
 
-    def join_line(self, ticket: int, owner: object) -> "asyncio.Future[ProvidedBuffer | None]":
+    def join_line(self, ticket: int, owner: object, policy: OnEmpty) -> "asyncio.Future[ProvidedBuffer | None]":
         """Wait as `wait_in_line()` does, by a future, where `draw_private()` has nothing."""
-        self._admit(self.on_empty)
-        return self._line.join(ticket, owner, content=self.on_empty == "fallback")[1]
+        self._admit(policy)
+        return self._line.join(ticket, owner, content=policy == "fallback")[1]
 
     def leave_line(self, turn: "asyncio.Future[ProvidedBuffer | None]") -> None:
         """Whoever joined the line does not wait any more."""

@@ -9,6 +9,7 @@ from typing import Any
 from aiouring._address import pack_address
 from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer, end_of_stream, private_copy
 from aiouring._direct_descriptor import DirectDescriptor
+from aiouring._driver import Driver
 from aiouring._errors import ResourceBusyError, RingClosedError
 from aiouring._features import require
 from aiouring._multishot import Receiving, most_pending
@@ -148,24 +149,22 @@ class SocketVerbs(Verbs):
         """
         require("multishot receive")
         number, file, how = resolve(sock)
+        driver = self._before_stream(sock, group)
+        high = most_pending(group, max_pending)
+        boundaries = type_of(sock, number) == socket.SOCK_DGRAM
+        receiving = Receiving(driver, number, file, how, group, high, keeps_boundaries=boundaries)
+        self._receiving[sock] = receiving
+        return ReceiveStream(receiving, partial(self._receiving.pop, sock, None))
+
+    def _before_stream(self, sock: File, group: BufferRing) -> Driver:
+        """The driver, if a stream of what `sock` receives may begin."""
         if not isinstance(group, BufferRing):
             raise TypeError(f"a BufferRing from register_buffer_ring() is needed, not {type(group).__name__}")
         driver = self._driver or self._bound()
         driver.check()
         if sock in self._receiving:
             raise _busy(sock)
-        kind = sock.type if isinstance(sock, socket.socket) else _type_of(sock, number)
-        receiving = Receiving(
-            driver,
-            number,
-            file,
-            how,
-            group,
-            most_pending(group, max_pending),
-            keeps_boundaries=kind == socket.SOCK_DGRAM,
-        )
-        self._receiving[sock] = receiving
-        return ReceiveStream(receiving, partial(self._receiving.pop, sock, None))
+        return driver
 
     async def _after_stream(self, sock: File) -> None:
         """Wait for the end of a stream on `sock` that is being closed; any other receive has the socket."""
@@ -264,8 +263,10 @@ class SocketVerbs(Verbs):
         )
 
 
-def _type_of(sock: File, number: int) -> int:
+def type_of(sock: File, number: int) -> int:
     """The type of the socket that a descriptor, or a direct one, stands for."""
+    if isinstance(sock, socket.socket):
+        return sock.type
     if isinstance(sock, DirectDescriptor):
         if not sock.type:
             raise ValueError(f"the socket type of {sock!r} is not known: it was registered by number")

@@ -89,6 +89,7 @@ class _Lib:
     def au_ring_setup(self, ring: CRing, sq_entries: int, cq_entries: int, flags: int, /) -> int: ...
     def au_ring_enable(self, ring: CRing, /) -> int: ...
     def au_ring_check(self, ring: CRing, /) -> int: ...
+    def au_ring_duplicate(self, ring: CRing, /) -> int: ...
     def au_ring_open_eventfd(self, ring: CRing, /) -> int: ...
     def au_ring_use_eventfd(self, ring: CRing, fd: int, /) -> int: ...
     def au_ring_close_eventfd(self, ring: CRing, /) -> int: ...
@@ -195,6 +196,44 @@ class _Lib:
     def au_prepare_multishot(
         self, ring: CRing, user_data: int, opcode: int, fd: int, group: CGroup, total: int, how: int, /
     ) -> int: ...
+    def au_prepare_multishot_message(
+        self,
+        ring: CRing,
+        user_data: int,
+        opcode: int,
+        fd: int,
+        group: CGroup,
+        message: CStruct,
+        op_flags: int,
+        how: int,
+        /,
+    ) -> int: ...
+    def au_prepare_select_message(
+        self,
+        ring: CRing,
+        user_data: int,
+        opcode: int,
+        fd: int,
+        group: CGroup,
+        message: CStruct,
+        op_flags: int,
+        how: int,
+        /,
+    ) -> int: ...
+    def au_prepare_socket_command(
+        self,
+        ring: CRing,
+        user_data: int,
+        opcode: int,
+        fd: int,
+        command: int,
+        level: int,
+        option: int,
+        memory: CMemory,
+        length: int,
+        how: int,
+        /,
+    ) -> int: ...
     def au_prepare_slot(
         self,
         ring: CRing,
@@ -280,6 +319,7 @@ class _Lib:
     ) -> int: ...
     def au_message_address(self, message: CStruct, address: bytes, size: int, /) -> int: ...
     def au_message_control(self, message: CStruct, memory: CMemory, capacity: int, /) -> int: ...
+    def au_message_room(self, message: CStruct, name_size: int, control_size: int, /) -> int: ...
     def au_message_name(self, message: CStruct, name: CMemory, room: int, /) -> int: ...
     def au_message_control_size(self, message: CStruct, /) -> int: ...
     def au_message_flags(self, message: CStruct, /) -> int: ...
@@ -550,6 +590,13 @@ class _Lib:
     AU_MAX_BUFFER_BYTES: Final[int]
     AU_MAX_CONTROL: Final[int]
     AU_MAX_FILES: Final[int]
+    AU_MAX_NAME: Final[int]
+    AU_MESSAGE_HEADER: Final[int]
+    AU_MSG_DATA: Final[int]
+    AU_SOCKET_SIOCINQ: Final[int]
+    AU_SOCKET_SIOCOUTQ: Final[int]
+    AU_SOCKET_GETSOCKOPT: Final[int]
+    AU_SOCKET_SETSOCKOPT: Final[int]
     AU_MAX_GROUP_ENTRIES: Final[int]
     AU_MAX_GROUP_ID: Final[int]
     AU_CLOSED: Final[int]

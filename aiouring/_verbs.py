@@ -1,15 +1,17 @@
 """Owns what all verbs share: how a file, a buffer and an offset are named, and the way to the driver."""
 
 import errno
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeAlias
 
 from aiouring._address import pack_address
 from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer
 from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._driver import Driver
-from aiouring._errors import kernel_error
+from aiouring._errors import RingClosedError, kernel_error
 from aiouring._lease import Lease
-from aiouring._request import Now, Read, ReadNow, Request, Write, WriteNow, identify
+from aiouring._received_message import ProvidedMessage
+from aiouring._request import Now, ProvidedReceive, Read, ReadNow, Request, Write, WriteNow, identify
 from aiouring._uring import ffi, lib
 
 
@@ -104,6 +106,42 @@ def file_offset(offset: int | None) -> int:
     if offset < 0:
         raise ValueError(f"offset={offset} is negative; None means the file's own position")
     return offset
+
+
+async def perform_provided(
+    driver: Driver,
+    request: ProvidedReceive | ProvidedMessage,
+    on_empty: OnEmpty | None,
+    fall_back: Callable[[ProvidedBuffer], Awaitable[ProvidedBuffer]] | None,
+    prepare: Callable[..., int],
+    *arguments: Any,
+) -> int | ProvidedBuffer:
+    """Perform a request that takes its buffer from a group, and wait in the group's line while there is none.
+
+    `fall_back` is what does the same with a private buffer, and returns that; None where only the group's will do.
+    """
+    group = request.group
+    if fall_back is None and (on_empty or group.on_empty) == "fallback":
+        on_empty = "wait"
+    ticket = 0
+    try:
+        while True:
+            if ticket or group.waiting:
+                refused, ticket = ticket > 0, ticket or group.draw_ticket()
+                spare = await line_up(ticket, request.fd, request.file, group, on_empty, refused=refused)
+                if spare is not None:
+                    assert fall_back is not None
+                    return await fall_back(spare)
+            result = await driver.perform(request, prepare, *arguments)
+            if result != -request.expected:
+                return result
+            ticket = ticket or group.draw_ticket()
+    except BaseException as error:
+        if group.waiting:
+            driver.ask_for_turn()  # this one may have been called from the line: the next is
+        if isinstance(error, OSError) and error.errno == errno.ECANCELED and not group.registered:
+            raise RingClosedError(f"buffer ring {group.group_id} was unregistered during a {request.doing}") from None
+        raise
 
 
 async def line_up(

@@ -213,7 +213,7 @@ async def test_a_buffer_that_is_on_its_way_back_is_enough(ring: aiouring.AsyncRi
     group = ring.register_buffer_ring(count=1, size=16, max_count=4)
     pairs[0][1].send(b"data")
     held = await ring.recv(pairs[0][0], group)
-    turn = group.join_line(group.draw_ticket(), None)
+    turn = group.join_line(group.draw_ticket(), None, "wait")
     held.release()
     group.serve()
     assert len(group) == 1

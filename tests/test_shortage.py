@@ -73,4 +73,4 @@ async def test_nothing_after_unregister(ring: aiouring.AsyncRing) -> None:
     with pytest.raises(aiouring.RingClosedError, match="has been unregistered"):
         group.draw_private("fallback")
     with pytest.raises(aiouring.RingClosedError, match="has been unregistered"):
-        group.join_line(1, None)
+        group.join_line(1, None, "fallback")

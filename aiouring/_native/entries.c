@@ -341,3 +341,19 @@ int au_prepare_array(au_ring *ring, uint64_t user_data, int opcode, int32_t *arr
     }
     return 0;
 }
+
+/* A command to a socket.  The kernel reads or writes the option's value, `length` bytes at `memory`, until the request's
+ * final completion. */
+int au_prepare_socket_command(au_ring *ring, uint64_t user_data, int opcode, int fd, uint32_t command, uint32_t level,
+                              uint32_t option, void *memory, uint32_t length, uint64_t how)
+{
+    struct au_sqe *sqe;
+    int rc = next_entry(ring, user_data, opcode, fd, how, &sqe);
+    if (rc < 0)
+        return rc;
+    sqe->off = command;
+    sqe->addr = level | (uint64_t)option << 32;
+    sqe->file_index = (int32_t)length; /* optlen, here */
+    sqe->addr3 = (uint64_t)(uintptr_t)memory;
+    return 0;
+}

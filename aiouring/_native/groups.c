@@ -308,3 +308,22 @@ int au_prepare_multishot(au_ring *ring, uint64_t user_data, int opcode, int fd, 
         ring->sqes[(ring->filled - 1) & ring->sq_mask].file_index = (int32_t)total; /* optlen, here */
     return rc;
 }
+
+/* A receive that stays armed for messages.  The kernel reads the message's header when it takes the request and writes
+ * what came, with all that belongs to it, into the group's buffer; see struct au_recvmsg_out.  It knows no limit in
+ * bytes here (EINVAL, measured on 6.18). */
+int au_prepare_multishot_message(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
+                                 au_message *message, uint32_t op_flags, uint64_t how)
+{
+    int rc = au_prepare_multishot(ring, user_data, opcode, fd, group, 0, how);
+    return rc == 0 ? name_message(ring, message, op_flags) : rc;
+}
+
+/* One message, its payload into a buffer of the group and all that belongs to it into `message`. */
+int au_prepare_select_message(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
+                              au_message *message, uint32_t op_flags, uint64_t how)
+{
+    renew_message(message);
+    int rc = au_prepare_select(ring, user_data, opcode, fd, group, 0, 0, 0, how);
+    return rc == 0 ? name_message(ring, message, op_flags) : rc;
+}

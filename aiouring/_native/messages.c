@@ -117,14 +117,40 @@ int au_prepare_message(au_ring *ring, uint64_t user_data, int opcode, int fd, au
     return 0;
 }
 
-/* A receive; what an earlier try wrote into the header is put back. */
-int au_prepare_receive_message(au_ring *ring, uint64_t user_data, int opcode, int fd, au_message *message,
-                               uint32_t op_flags, uint64_t how)
+/* Put back what an earlier receive wrote into the header. */
+static void renew_message(au_message *message)
 {
     message->header.msg_name = &message->address;
     message->header.msg_namelen = sizeof message->address;
     message->header.msg_controllen = message->control_size;
     message->header.msg_flags = 0;
+}
+
+/* How much of each buffer a multishot receive is to keep free for names and control data. */
+int au_message_room(au_message *message, uint32_t name_size, int64_t control_size)
+{
+    if (name_size > AU_MAX_NAME || control_size < 0 || control_size > AU_MAX_CONTROL)
+        return AU_BAD_LENGTH;
+    message->header.msg_namelen = name_size;
+    message->header.msg_controllen = (size_t)control_size;
+    return 0;
+}
+
+/* Have the entry that was filled last name the message. */
+static int name_message(au_ring *ring, au_message *message, uint32_t op_flags)
+{
+    struct au_sqe *sqe = &ring->sqes[(ring->filled - 1) & ring->sq_mask];
+    sqe->addr = (uint64_t)(uintptr_t)&message->header;
+    sqe->len = 1;
+    sqe->op_flags = op_flags;
+    return 0;
+}
+
+/* A receive. */
+int au_prepare_receive_message(au_ring *ring, uint64_t user_data, int opcode, int fd, au_message *message,
+                               uint32_t op_flags, uint64_t how)
+{
+    renew_message(message);
     return au_prepare_message(ring, user_data, opcode, fd, message, NULL, 0, op_flags, how);
 }
 

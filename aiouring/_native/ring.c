@@ -202,6 +202,20 @@ int au_ring_close(au_ring *ring)
     return 0;
 }
 
+/* A descriptor of the ring's own file, for one message to it; any thread may ask for it, and closes it.  With the lock,
+ * or the ring might be closed in between and its number be another file's. */
+int au_ring_duplicate(au_ring *ring)
+{
+    pthread_mutex_lock(&live_lock);
+    int rc = ring->process != process_number ? AU_FORKED
+             : ring->state == RING_CLOSED    ? AU_CLOSED
+                                             : fcntl(ring->fd, F_DUPFD_CLOEXEC, 0);
+    if (rc == -1)
+        rc = -errno;
+    pthread_mutex_unlock(&live_lock);
+    return rc;
+}
+
 int au_ring_register(au_ring *ring, unsigned opcode, void *argument, unsigned count)
 {
     int rc = au_ring_check(ring);

@@ -182,6 +182,18 @@ struct au_clock_register {
     uint32_t reserved[3];
 };
 
+/* What lies before a message that a multishot receive brings: this, then room for the sender's name, room for control
+ * data, both as long as was asked for, and the payload.  The lengths are those before anything was cut off, but for
+ * the control data's.  Since Linux 6.0. */
+struct au_recvmsg_out {
+    uint32_t namelen;
+    uint32_t controllen;
+    uint32_t payloadlen;
+    uint32_t flags; /* what recvmsg(2) calls msg_flags */
+};
+
+enum { AU_MESSAGE_HEADER = 16 }; /* sizeof(struct au_recvmsg_out) */
+
 /* One thing that a restricted ring allows.  Since Linux 5.10. */
 struct au_restriction {
     uint16_t opcode; /* AU_RESTRICTION_* */
@@ -353,6 +365,16 @@ enum {
     AU_CANCEL_ALL = 1u << 0, /* these three since Linux 5.19 */
     AU_CANCEL_FD = 1u << 1,
     AU_CANCEL_ANY = 1u << 2,
+};
+
+enum { AU_MSG_DATA = 0 }; /* of AU_OP_MSG_RING; since Linux 5.18 */
+
+/* Commands to sockets, of AU_OP_URING_CMD. */
+enum {
+    AU_SOCKET_SIOCINQ = 0,    /* these two since Linux 6.6 */
+    AU_SOCKET_SIOCOUTQ = 1,
+    AU_SOCKET_GETSOCKOPT = 2, /* these two since Linux 6.7 */
+    AU_SOCKET_SETSOCKOPT = 3,
 };
 
 enum { AU_FSYNC_DATASYNC = 1u << 0 };
@@ -529,6 +551,7 @@ enum { AU_CLONE_DST_REPLACE = 1u << 1 }; /* since Linux 6.13 */
 #define AU_MAX_VECTORS 1024 /* ranges in one readv or writev, UIO_MAXIOV */
 #define AU_MAX_BUFFER_BYTES (1LL << 30)
 #define AU_MAX_CONTROL (1 << 20) /* bytes of control data; the kernel has a limit of its own (optmem_max) */
+#define AU_MAX_NAME 128      /* sizeof(struct sockaddr_storage) */
 #define AU_MAX_FILES (1 << 20)
 #define AU_MAX_GROUP_ENTRIES 32768
 #define AU_MAX_GROUP_ID 65535
@@ -571,6 +594,7 @@ AU_ASSERT_OFFSET(au_statx, subvol, 160);
 AU_ASSERT_OFFSET(au_statx, atomic_write_unit_min, 168);
 AU_ASSERT_OFFSET(au_statx, dio_read_offset_align, 180);
 AU_ASSERT_OFFSET(au_sqe, addr3, 48);
+_Static_assert(sizeof(struct au_recvmsg_out) == AU_MESSAGE_HEADER, "au_recvmsg_out");
 AU_ASSERT_OFFSET(au_reg_wait, min_wait_usec, 16);
 AU_ASSERT_OFFSET(au_reg_wait, sigmask, 24);
 AU_ASSERT_OFFSET(au_region_desc, mmap_offset, 24);
@@ -582,6 +606,7 @@ AU_ASSERT_OFFSET(au_sqe, op_flags, 28);
 AU_ASSERT_OFFSET(au_sqe, user_data, 32);
 AU_ASSERT_OFFSET(au_sqe, buf_index, 40);
 AU_ASSERT_OFFSET(au_sqe, file_index, 44);
+AU_ASSERT_OFFSET(au_sqe, addr3, 48);
 AU_ASSERT_OFFSET(au_params, features, 20);
 AU_ASSERT_OFFSET(au_params, sq_off, 40);
 AU_ASSERT_OFFSET(au_params, cq_off, 80);

@@ -69,6 +69,7 @@ int au_kernel_register(int fd, unsigned opcode, void *argument, unsigned count);
 int au_ring_setup(au_ring *ring, unsigned sq_entries, unsigned cq_entries, unsigned flags);
 int au_ring_enable(au_ring *ring);
 int au_ring_check(au_ring *ring);
+int au_ring_duplicate(au_ring *ring);
 int au_ring_open_eventfd(au_ring *ring);
 int au_ring_use_eventfd(au_ring *ring, int fd);
 int au_ring_close_eventfd(au_ring *ring);
@@ -112,6 +113,9 @@ int au_prepare_path(au_ring *ring, uint64_t user_data, int opcode, int fd, const
 int au_prepare_array(au_ring *ring, uint64_t user_data, int opcode, int32_t *array, uint32_t count, int64_t slot,
                      uint32_t op_flags, unsigned how);
 
+int au_prepare_socket_command(au_ring *ring, uint64_t user_data, int opcode, int fd, uint32_t command, uint32_t level,
+                              uint32_t option, void *memory, uint32_t length, uint64_t how);
+
 int au_files_register(au_ring *ring, int32_t *fds, uint32_t count);
 int au_files_unregister(au_ring *ring);
 int au_files_update(au_ring *ring, uint32_t index, int32_t *fds, uint32_t count);
@@ -121,6 +125,10 @@ int64_t au_slots_used(au_ring *ring);
 
 int au_prepare_multishot(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
                          uint32_t total, uint64_t how);
+int au_prepare_multishot_message(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
+                                 au_message *message, uint32_t op_flags, uint64_t how);
+int au_prepare_select_message(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
+                              au_message *message, uint32_t op_flags, uint64_t how);
 
 void au_buffers_init(au_buffers *buffers, au_ring *ring, struct au_slot *slots, uint32_t count);
 uint64_t au_buffers_key(au_buffers *buffers, uint32_t index);
@@ -157,6 +165,7 @@ int au_message_add(au_message *message, const void *memory, int64_t capacity, in
 int au_message_add_fixed(au_message *message, au_buffers *buffers, uint64_t key, int64_t start, int64_t length);
 int au_message_address(au_message *message, const char *address, uint32_t size);
 int au_message_control(au_message *message, void *memory, int64_t capacity);
+int au_message_room(au_message *message, uint32_t name_size, int64_t control_size);
 int au_message_name(const au_message *message, char *name, uint32_t room);
 int64_t au_message_control_size(const au_message *message);
 int au_message_flags(const au_message *message);
