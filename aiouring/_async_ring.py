@@ -21,6 +21,7 @@ from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._file_verbs import FileVerbs
 from aiouring._listener_verbs import ListenerVerbs
 from aiouring._message_verbs import MessageVerbs
+from aiouring._option_verbs import OptionVerbs
 from aiouring._path_verbs import PathVerbs
 from aiouring._range_verbs import RangeVerbs
 from aiouring._registration_verbs import RegistrationVerbs
@@ -63,6 +64,7 @@ class AsyncRing(
     MessageVerbs,
     ListenerVerbs,
     ZeroCopyVerbs,
+    OptionVerbs,
     DescriptorVerbs,
     RangeVerbs,
     AttributeVerbs,

@@ -110,6 +110,8 @@ FEATURES: dict[str, Feature] = {
     "making directories and links": Feature("5.15", _opcode(Opcode.MKDIRAT)),
     "extended attributes": Feature("5.19", _opcode(Opcode.GETXATTR)),
     "truncating by request": Feature("6.9", _opcode(Opcode.FTRUNCATE)),
+    "messages between rings": Feature("5.18", _opcode(Opcode.MSG_RING)),
+    "socket options": Feature("6.7", _opcode(Opcode.FUTEX_WAIT)),  # the same release
     "zero-copy send": Feature("6.0", _opcode(Opcode.SEND_ZC)),
     "zero-copy sendmsg": Feature("6.1", _opcode(Opcode.SENDMSG_ZC)),
     "zero-copy sendmsg of registered buffers": Feature("6.15", _opcode(Opcode.READV_FIXED)),  # the same release

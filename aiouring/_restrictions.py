@@ -38,11 +38,12 @@ _OPERATIONS = frozenset(
     }
 )  # fmt: skip
 
-#: What there are verbs for and what a ring is not given by default: changes of names and of attributes.
+#: What there are verbs for and what a ring is not given by default: changes of names and of attributes, messages to
+#: other rings, commands to drivers (socket options).
 ON_REQUEST = frozenset(
     {
         Opcode.RENAMEAT, Opcode.UNLINKAT, Opcode.MKDIRAT, Opcode.LINKAT, Opcode.SYMLINKAT,
-        Opcode.SETXATTR, Opcode.FSETXATTR,
+        Opcode.SETXATTR, Opcode.FSETXATTR, Opcode.MSG_RING, Opcode.URING_CMD,
     }
 )  # fmt: skip
 _REGISTRATIONS = frozenset(Registration) - {Registration.REGISTER_RESTRICTIONS, Registration.REGISTER_ENABLE_RINGS}
@@ -82,10 +83,11 @@ class Restrictions:
 
     @classmethod
     def default(cls, *more: Opcode) -> Self:
-        """What `AsyncRing` and everything made on it needs to move bytes, and nothing else.
+        """What `AsyncRing` and everything made on it needs to move bytes, the operations in `more`, and nothing else.
 
-        Changing names of files and their attributes is not part of it: give `Opcode.RENAMEAT`, `Opcode.UNLINKAT`,
-        `Opcode.MKDIRAT` ... as `more` to have it too.
+        To be asked for are changes to names of files and their attributes (`Opcode.RENAMEAT`, `Opcode.UNLINKAT`,
+        `Opcode.MKDIRAT` ...), messages to other rings (`Opcode.MSG_RING`: `msg_ring()`) and commands to drivers
+        (`Opcode.URING_CMD`: socket options).
         """
         return cls(opcodes=_OPERATIONS.union(more), registrations=_REGISTRATIONS)
 
@@ -103,7 +105,9 @@ class Restrictions:
         """Why a request is not allowed, for an error's text; empty if it is."""
         if self.opcodes is not None and opcode not in self.opcodes:
             known = opcode in frozenset(Opcode)
-            return f"the operation {Opcode(opcode).name if known else opcode} (list it in their `opcodes`)"
+            name = Opcode(opcode).name if known else str(opcode)
+            easily = "" if opcode in _OPERATIONS or not known else f", or use Restrictions.default(Opcode.{name})"
+            return f"the operation {name} (list it in their `opcodes`{easily})"
         given = SubmissionFlags(flags & _EVERY_FLAG)
         if given & ~self.flags_allowed:
             return f"the submission flag {given & ~self.flags_allowed!r}"

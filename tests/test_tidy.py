@@ -81,6 +81,7 @@ FLOORS = [
         "_vector_verbs",
         "_socket_verbs",
         "_message_verbs",
+        "_option_verbs",
         "_zero_copy_verbs",
         "_registration_verbs",
         "_direct_verbs",
