@@ -28,6 +28,7 @@ from aiouring._file_flags import (
     SyncFileRangeFlags,
 )
 from aiouring._fixed_buffer import FixedBuffer, RegisteredBuffersStatistics
+from aiouring._inbox import Inbox
 from aiouring._memory_region import MemoryRegion
 from aiouring._opening import open_connection, open_unix_connection
 from aiouring._probe import Probe, probe
@@ -64,6 +65,7 @@ __all__ = [
     "Features",
     "FilesUpdateError",
     "FixedBuffer",
+    "Inbox",
     "MemoryRegion",
     "MessageStream",
     "Opcode",

@@ -19,6 +19,7 @@ from aiouring._direct_verbs import DirectVerbs, close_slot
 from aiouring._driver import Driver
 from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._file_verbs import FileVerbs
+from aiouring._inbox_verbs import InboxVerbs
 from aiouring._listener_verbs import ListenerVerbs
 from aiouring._message_verbs import MessageVerbs
 from aiouring._option_verbs import OptionVerbs
@@ -65,6 +66,7 @@ class AsyncRing(
     ListenerVerbs,
     ZeroCopyVerbs,
     OptionVerbs,
+    InboxVerbs,
     DescriptorVerbs,
     RangeVerbs,
     AttributeVerbs,

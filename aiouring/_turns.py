@@ -23,6 +23,7 @@ from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
 from aiouring._errors import RingClosedError, failure
+from aiouring._inbox import FIRST_NAME, Inbox
 from aiouring._line import Line
 from aiouring._request import Leftovers, Request
 from aiouring._uring import ffi, lib
@@ -52,6 +53,7 @@ class Turns:
         self.loop = loop
         self.inflight: dict[int, Request] = {}
         self.leftovers = Leftovers()
+        self.inbox: Inbox | None = None  # once the ring takes messages from others
         # Atomic: a caller in the wrong thread, whom only the C core refuses, must not draw another request's number
         # and then take that request, and with it the memory it owns, out of the table.
         self.next_number = itertools.count(1).__next__
@@ -102,9 +104,7 @@ class Turns:
 
     def ask_for_turn(self) -> None:
         """Take a turn before the loop sleeps."""
-        if self._scheduled:
-            return
-        if not self.ring.closed:
+        if not self._scheduled and not self.ring.closed:
             self._scheduled = True
             try:
                 self.loop.call_soon(self._flush)
@@ -224,14 +224,14 @@ class Turns:
         self._position = 3 * count
 
     def _of_a_sender(self, number: int) -> None:
-        """An event that is no request's completion: a sender's, the tag of a buffer that is retiring, or nobody's."""
+        """An event that is no request's: a sender's, the tag of a retiring buffer, a message, or nobody's."""
         sender = self.senders.get(number)
         if sender is not None:
             sender.arrived()
         elif (retired := self._retiring.get(number)) is not None:
             retired.arrived(number)
             del self._retiring[number]
-        else:
+        elif not (FIRST_NAME <= number < 0 and self.inbox is not None and self.inbox.announced(number)):
             self.strays += number != 0
 
     def _ended_alone(self, request: Request, result: int, flags: int) -> None:
@@ -369,3 +369,5 @@ class Turns:
         """Whoever waits in a line gets `error`."""
         self._room.dismiss(error)
         self.registry.dismiss(error)
+        if self.inbox is not None:
+            self.inbox.close(error)

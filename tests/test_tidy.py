@@ -52,6 +52,7 @@ FLOORS = [
     [
         "_request",
         "_slot_requests",
+        "_inbox",
         "_turns",
         "_private_receives",
         "_insistence",
@@ -82,6 +83,7 @@ FLOORS = [
         "_socket_verbs",
         "_message_verbs",
         "_option_verbs",
+        "_inbox_verbs",
         "_zero_copy_verbs",
         "_registration_verbs",
         "_direct_verbs",
