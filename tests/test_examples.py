@@ -29,6 +29,7 @@ import aiouring
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ECHO_SERVER = EXAMPLES / "echo_server.py"
 COPY_FILE = EXAMPLES / "copy_file.py"
+UDP_ECHO = EXAMPLES / "udp_echo.py"
 LOOPS = ("asyncio", "uvloop")
 
 Finished = subprocess.CompletedProcess[str]
@@ -262,7 +263,9 @@ BLOCK_IO_URING = """
 
 
 @pytest.mark.needs_no_ring
-@pytest.mark.parametrize("options", [(ECHO_SERVER,), (ECHO_SERVER, "--check"), (COPY_FILE, "source", "copy")])
+@pytest.mark.parametrize(
+    "options", [(ECHO_SERVER,), (ECHO_SERVER, "--check"), (UDP_ECHO,), (COPY_FILE, "source", "copy")]
+)
 def test_io_uring_blocked(options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a seccomp filter blocks io_uring, an example says so, and exits with 2."""
     monkeypatch.chdir(tmp_path)
@@ -313,6 +316,108 @@ def test_echo_check_notices(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
         thread = threading.Thread(target=serve)
         thread.start()
         outcome = example.drive(listener.getsockname(), 4096)
+        thread.join()
+    assert text in outcome.failure, outcome
+
+
+# ---- udp_echo.py ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_udp_check(loop: str) -> None:
+    """32 clients get back 32,000 datagrams byte for byte, by IPv4 and IPv6, on either loop; no buffer stays lent."""
+    done = run(UDP_ECHO, "--check", "--loop", loop)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert done.stderr == ""
+    summary, ring, *rest = done.stdout.splitlines()
+    assert re.match(rf"ok on {loop}: [12] addresses x 16 clients x 1,000 datagrams, .* every byte compared", summary), (
+        summary
+    )
+    assert "in_flight 0, detached 0" in ring
+    assert "strays 0" in ring
+    assert rest[0] == "127.0.0.1: echoed 16,000, cut_off 0, not_sent 0"
+    assert all("in_use 0" in line for line in rest[1::2])
+
+
+def test_udp_check_with_one_buffer() -> None:
+    """One buffer, and datagrams of the largest size that UDP has."""
+    done = run(UDP_ECHO, "--check", "--buffers", "1", "--largest", "65507", "--host", "127.0.0.1")
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert "high_water 1," in done.stdout
+
+
+@contextmanager
+def serving_datagrams(*options: str) -> Iterator[tuple["subprocess.Popen[str]", list[tuple[str, int]]]]:
+    """A UDP echo server in a process of its own, and its two addresses; killed if the test leaves it running."""
+    with subprocess.Popen(
+        [sys.executable, "-X", "dev", "-W", "error", str(UDP_ECHO), "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            addresses = []
+            for _ in range(2):
+                found = re.fullmatch(r"listening on (\S+) port (\d+)\n", process.stdout.readline())
+                assert found
+                addresses.append((found[1], int(found[2])))
+            yield process, addresses
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_udp_interrupted(loop: str) -> None:
+    """What is too long is counted, not sent back; Ctrl-C ends the server with every buffer in its place."""
+    options = "--loop", loop, "--largest", "100", "--host", "127.0.0.1", "--host", "127.0.0.2"
+    with serving_datagrams(*options) as (process, addresses), socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(20)
+        for address in addresses:
+            client.sendto(bytes(200), address)
+            client.sendto(b"hello", address)
+            assert client.recvfrom(200) == (b"hello", address)
+        output, _ = interrupt(process)
+        for host, _ in addresses:
+            assert re.search(rf"^{host}: echoed [01], cut_off 1, not_sent 0$", output, flags=re.M), output
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "text"),
+    [
+        (("--buffers", "3"), 2, "count=3 is not a power of two"),
+        (("--largest", "0"), 2, "--largest 0 is outside 1 to 65507"),
+        (("--port", "-1"), 2, "--port -1 is outside 0 to 65535"),
+        (("--host", "192.0.2.1"), 1, os.strerror(errno.EADDRNOTAVAIL)),
+    ],
+)
+def test_udp_wrong_options(options: tuple[str, ...], code: int, text: str) -> None:
+    """A number or an address that cannot be used is refused in one line."""
+    done = run(UDP_ECHO, *options)
+    assert done.returncode == code
+    assert text in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.needs_no_ring
+@pytest.mark.parametrize(("text", "fault"), [("others back", flip), ("a datagram was lost", None)])
+def test_udp_check_notices(text: str, fault: Callable[[bytes], bytes] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check fails for a server that changes a byte or loses a datagram."""
+    example = load(UDP_ECHO)
+    monkeypatch.setattr(example, "CLIENTS", 1)
+    monkeypatch.setattr(example, "PATIENCE", 0.2)
+
+    def serve() -> None:
+        for turn in range(6):
+            data, address = server.recvfrom(1 << 16)
+            if turn < 5 or fault:
+                server.sendto(fault(data) if turn == 5 and fault else data, address)
+
+    with socket.socket(type=socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=serve)
+        thread.start()
+        outcome = example.drive([server.getsockname()], 1000)
         thread.join()
     assert text in outcome.failure, outcome
 
