@@ -184,10 +184,9 @@ class MessageVerbs(SocketVerbs):
 
         One request serves all of them.  Of each buffer 16 bytes, `name_size` and `ancillary_size` are not the
         payload's: a message that is longer than the rest is cut off, and says so in its `flags` and `size`.  Where
-        nobody takes messages, where the group is empty, and at the end, it is as `recv_multishot`; but one difference:
-        the kernel knows no limit for messages, and a flood of them can take all of the group's buffers, so sockets that
-        strangers send to should have a group of their own.  An empty datagram is a message; on other sockets it is the
-        end.
+        nobody takes messages, where the group is empty, and at the end, it is as `recv_multishot`; of a flood, what
+        comes above `max_pending` before the kernel has stopped is copied, and its buffers go back to the group.  An
+        empty datagram is a message; on other sockets it is the end.
 
         Args:
             sock: a socket; a direct descriptor too.

@@ -144,7 +144,7 @@ class Receiving(Shorthanded):
         if not self.armed and len(arrivals) <= self._low:
             self._arm()
         if not flags:
-            return result or end_of_stream()  # a private chunk, or an empty datagram
+            return result if result != 0 else end_of_stream()  # a private chunk, or an empty datagram
         group = self.group
         return group.lease(group, group.arena, flags >> _SHIFT, result)
 
@@ -348,7 +348,7 @@ class Receiving(Shorthanded):
             result, flags = self._arrivals.pop(0)
             if flags:
                 self.group.take_back(flags >> _SHIFT)
-            elif result:
+            elif result != 0:
                 result.release()
 
     def let_go(self) -> None:
@@ -358,7 +358,7 @@ class Receiving(Shorthanded):
             kept.append(self._keepsake(self._early.popleft()))
         while self._arrivals:
             result, flags = self._arrivals.pop(0)
-            if flags or result:
+            if flags or result != 0:
                 kept.append(self._keepsake(self._lend(flags >> _SHIFT, result) if flags else result))
         if kept and not self._driver.closing and self._has_its_file():
             apart = self._keeps_boundaries or keeps_boundaries(self.fd)

@@ -6,12 +6,15 @@ data before each payload.  What follows from that:
 1. A completion says how much of the buffer is filled, never 0: an empty message is one whose header says so.  Of
    datagrams it is a message like any other; on other sockets (a stream, a sequence of packets) one that nothing came
    with, no name and no control data, is the end, and is handed to `Receiving` as such.
-2. The kernel knows no limit in bytes for these (EINVAL, measured on 6.18), so a flood of messages can take all of the
-   group's buffers before we look, whatever `max_pending` says; above that the request is cancelled all the same, and
-   armed again when half of them are taken.
+2. The kernel knows no limit in bytes for these (EINVAL, measured on 6.18), so a flood takes all of the group's buffers
+   before anybody can look.  What came above the bound is therefore copied, right after the turn that found it, and its
+   buffers go back: a flood holds no more of the group than `max_pending` says.  The copies are bounded as well: above
+   the bound the request is cancelled or, where the flood ended it (ENOBUFS), not armed again before half of what is
+   queued has been taken.
 3. Descriptors that nobody takes are closed: with the message, with what is kept for the next receive, or here.
 """
 
+import errno
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +56,7 @@ def room_for(group: BufferRing, family: int, name_size: int | None, ancillary_si
 class ReceivingMessages(Receiving):
     """The receiving half of one socket, by messages.  `kind` is the socket's type."""
 
-    __slots__ = ("_apart", "_control_size", "_flags", "_message", "_name_size")
+    __slots__ = ("_apart", "_control_size", "_flags", "_message", "_name_size", "_spilling")
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class ReceivingMessages(Receiving):
         self._flags = int(socket.MSG_CMSG_CLOEXEC)
         if self._apart:
             self._flags |= socket.MSG_TRUNC  # say the whole size; of a stream that would throw bytes away
+        self._spilling = False
         self._message = empty_message(0)
         checked(lib.au_message_room(self._message, *room))
         super().__init__(driver, fd, file, how, group, high, keeps_boundaries=kind == socket.SOCK_DGRAM)
@@ -109,6 +113,25 @@ class ReceivingMessages(Receiving):
                 self._driver.ask_for_turn()
                 result = flags = 0
         super().arrived(result, flags)
+        if len(self._arrivals) > self._high and not self._spilling:
+            self._driver.loop.call_soon(self._spill)
+            self._spilling = True
+
+    def _spill(self) -> None:
+        """Copy what came above the bound, and give its buffers back."""
+        self._spilling = False
+        arrivals = self._arrivals
+        for at in range(self._high, len(arrivals)):
+            result, flags = arrivals[at]
+            if flags:
+                message = self._lend(flags >> _SHIFT, result)
+                arrivals[at] = (message_of(message.keepsake(whole=True)), 0)
+
+    def _armed_no_more(self, result: int, *, stopped: bool) -> None:
+        if result == -errno.ENOBUFS and len(self._arrivals) > self._low:
+            self.group.enobufs += 1  # its own flood; the reader arms it again
+        else:
+            super()._armed_no_more(result, stopped=stopped)
 
     def drop(self) -> None:
         """Give back the buffers of what nobody took, and close the descriptors: the socket is being closed."""
@@ -116,7 +139,7 @@ class ReceivingMessages(Receiving):
             self._early.popleft().release()
         while self._arrivals:
             result, flags = self._arrivals.pop(0)
-            self._lend(flags >> _SHIFT, result).release()
+            (self._lend(flags >> _SHIFT, result) if flags else result).release()
 
     def _keepsake(self, chunk: ProvidedBuffer) -> bytes:
         assert isinstance(chunk, ReceivedMessage)

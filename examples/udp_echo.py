@@ -5,7 +5,7 @@
     python examples/udp_echo.py --check             # drives it on 127.0.0.1 and ::1 and compares every byte
 
 The kernel puts each datagram into a buffer of the pool, with its sender's address before it; sending it back needs no
-copy of ours, and returns the buffer.  Each socket has a pool of its own: whoever floods one of them takes only that.
+copy of ours, and returns the buffer.
 
 Exit codes: 0, or 1 if the check or the network failed, 2 for wrong options or no io_uring, 130 after Ctrl-C.
 """

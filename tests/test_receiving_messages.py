@@ -207,6 +207,56 @@ async def test_back_pressure_and_going_on(ring: aiouring.AsyncRing, pair: Pair) 
     assert group.statistics().in_use == 0
 
 
+async def test_a_flood_does_not_hold_the_group(ring: aiouring.AsyncRing, pair: Pair, tmp_path: Path) -> None:
+    """It keeps max_pending buffers and no more; others are served meanwhile, and nothing of it is lost or moved."""
+    group = group_of(ring, count=16)
+    for left, right in make_ends("IPv4", tmp_path):
+        for number in range(100):
+            left.send(b"%d" % number)
+        async with ring.recvmsg_multishot(right, group, max_pending=3) as flood:
+            for _ in range(10):
+                await ring.nop()
+            assert flood.pending > 3, "this did not test a flood"
+            found = group.statistics()
+            assert (found.in_use, found.with_kernel) == (3, 13)
+            pending, submitted = flood.pending, ring.statistics().submitted
+            async with ring.recvmsg_multishot(pair[0], group) as other:
+                for _ in range(20):
+                    pair[1].send(b"x")
+                    (await anext(other)).release()
+            assert flood.pending == pending, "it went on without a reader"
+            assert ring.statistics().submitted < submitted + 10
+            for number in range(50):
+                with await anext(flood) as message:
+                    assert (bytes(message.view), message.address) == (b"%d" % number, left.getsockname())
+        assert group.statistics().in_use == 0
+        for number in range(50, 100):
+            assert (await ring.recvfrom(right, 9))[0] == b"%d" % number
+
+
+async def test_a_flood_of_descriptors(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """Descriptors of what was copied are passed on with their messages, or closed."""
+    group = group_of(ring)
+    writers = []
+    for _ in range(8):
+        writers.append(passed(pair))
+    async with ring.recvmsg_multishot(pair[0], group, ancillary_size=ROOM, max_pending=1) as stream:
+        for _ in range(5):
+            await ring.nop()
+        assert group.statistics().in_use == 1
+        assert not any(map(broken, writers))
+        for _ in range(3):
+            with await anext(stream) as message:
+                os.close(array("i", message.ancillary[0][2])[0])
+        for _ in range(3):
+            (await anext(stream)).release()
+        assert list(map(broken, writers)) == [True] * 6 + [False] * 2
+    await ring.close(pair[0])
+    assert all(map(broken, writers))
+    for writer in writers:
+        os.close(writer)
+
+
 async def test_d6_empty_group_parks_the_stream(ring: aiouring.AsyncRing, pair: Pair) -> None:
     """With every buffer lent the stream waits in line, without spinning, and goes on when one returns."""
     group = group_of(ring, count=2)
