@@ -178,7 +178,7 @@ class Receiving(Shorthanded):
             self._start()
 
     def _start(self, spare: "ProvidedBuffer | None" = None, data_first: int = 0) -> None:
-        self.armed = True
+        self.armed, self._stopping = True, False
         try:
             self.check_file()
             if spare is not None:
@@ -223,7 +223,7 @@ class Receiving(Shorthanded):
         if self._spare is not None:
             self._arrived_privately(self._spare, result)
             self._wake()
-        stopped, self._stopping = self._stopping, False
+        stopped = self._stopping  # until another is started: this step may be taken again
         self._over_for_the_kernel()
         if self.closing:
             self._retire()

@@ -156,7 +156,7 @@ class Standing(Request):
         self._start(lib.au_prepare_memory, lib.AU_OP_TIMEOUT, -1, time, 16, 0, 1, 0, 0, 0)
 
     def _start(self, prepare: "Callable[..., int]", *arguments: Any) -> None:
-        self.in_flight = True
+        self.in_flight, self._stopping = True, False
         try:
             self._driver.start(self, prepare, *arguments)
         except (OSError, RuntimeError, ValueError) as error:
@@ -173,7 +173,7 @@ class Standing(Request):
 
     def _go_on(self, error: int) -> None:
         """The kernel's request is over: another takes its place, unless there is a reason not to."""
-        stopped, self._stopping = self._stopping, False
+        stopped = self._stopping  # until another is started: this step may be taken again
         self._over_for_the_kernel()
         if self.closing:
             self._retire()

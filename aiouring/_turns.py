@@ -218,10 +218,10 @@ class Turns:
                     self._end(request)
                 else:
                     del inflight[user_data]  # last: an interrupted step is taken again
+            self._position = 3 * count
         except BaseException:
             self._position = max(0, 3 * count - length_hint(rest) - 3)
             raise
-        self._position = 3 * count
 
     def _of_a_sender(self, number: int) -> None:
         """An event that is no request's: a sender's, the tag of a retiring buffer, a message, or nobody's."""

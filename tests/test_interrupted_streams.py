@@ -1,18 +1,23 @@
-"""Tests of connections under interrupts: a KeyboardInterrupt at any line of a delivery costs and doubles nothing."""
+"""Tests of streams under interrupts: a KeyboardInterrupt at any line of a delivery costs and doubles nothing."""
 
 import asyncio
 import socket
 import sys
+from collections.abc import Callable, Coroutine
 from types import FrameType
 
 import pytest
 
 import aiouring
 from aiouring import BufferRing, Connection
+from aiouring._inbox import Inbox
 from aiouring._multishot import Receiving
+from aiouring._receiving_messages import ReceivingMessages
 from aiouring._sending import Sending
 from aiouring._setup import TaskRun
 from aiouring._turns import Turns
+
+Work = Callable[[aiouring.AsyncRing, BufferRing, socket.socket, int], Coroutine[None, None, bytes]]
 
 #: Where it strikes: all that a turn runs once it has completions.
 CODE = {
@@ -23,6 +28,9 @@ CODE = {
         Receiving.arrived,
         Receiving._armed_no_more,
         Receiving._over_for_the_kernel,
+        ReceivingMessages.arrived,
+        ReceivingMessages._armed_no_more,
+        Inbox.announced,
         Sending.arrived,
         Sending._wake,
     )
@@ -48,15 +56,33 @@ async def echo(ring: aiouring.AsyncRing, group: BufferRing, sock: socket.socket,
     return got
 
 
+async def echo_packets(ring: aiouring.AsyncRing, group: BufferRing, sock: socket.socket, size: int) -> bytes:
+    """The same with packets, each of which takes a detour by the ring's inbox."""
+    got = b""
+    with sock:
+        async with ring.recvmsg_multishot(sock, group, max_pending=1, name_size=0) as stream:
+            async for message in stream:
+                with message:
+                    await ring.msg_ring(ring, bytes(message.view))
+                    got += await anext(ring.messages())
+                if len(got) == size:
+                    sock.shutdown(socket.SHUT_RD)
+        await ring.send_all(sock, got)
+    return got
+
+
 @pytest.mark.deadline(20)
-def test_c8_interrupt_at_every_line_of_a_delivery(profile: TaskRun) -> None:
+@pytest.mark.parametrize("work", [echo, echo_packets])
+def test_c8_interrupt_at_every_line_of_a_delivery(profile: TaskRun, work: Work) -> None:
     """Whatever line it strikes, each byte comes once, in order, and every buffer goes back."""
+    kind = socket.SOCK_STREAM if work is echo else socket.SOCK_SEQPACKET
     loop = asyncio.SelectorEventLoop()
     at = lines = 0
 
     async def setup() -> tuple[aiouring.AsyncRing, BufferRing]:
         ring = aiouring.AsyncRing(task_run=profile)
-        return ring, ring.register_buffer_ring(count=8, size=4)
+        ring.messages()
+        return ring, ring.register_buffer_ring(count=8, size=4 if work is echo else 16 + 8)
 
     def trace(frame: FrameType, event: str, _argument: object) -> object:
         nonlocal lines
@@ -69,12 +95,14 @@ def test_c8_interrupt_at_every_line_of_a_delivery(profile: TaskRun) -> None:
         return trace
 
     ring, group = loop.run_until_complete(setup())
-    for at in range(1, 400):
+    for at in range(1, 1500):
         lines = interrupts = 0
-        left, right = socket.socketpair()
+        left, right = socket.socketpair(socket.AF_UNIX, kind)
+        left.setblocking(False)
         data = b"%08d" % at * 5
-        right.send(data)
-        task = loop.create_task(echo(ring, group, left, len(data)))
+        for start in range(0, len(data), 8):
+            right.send(data[start : start + 8])
+        task = loop.create_task(work(ring, group, left, len(data)))
         while not task.done():
             sys.settrace(trace)  # type: ignore[arg-type]
             try:
@@ -90,6 +118,6 @@ def test_c8_interrupt_at_every_line_of_a_delivery(profile: TaskRun) -> None:
         assert ring.statistics().in_flight == 0
         if not interrupts:
             break
-    assert 40 < at < 399, at
+    assert 40 < at < 1499, at
     loop.run_until_complete(ring.aclose())
     loop.close()
