@@ -47,13 +47,14 @@ _LONGEST_BACKOFF = 0.25
 class Turns:
     """A ring's requests in flight, and the turns that move them on."""
 
+    inbox: Inbox | None = None  # here, because the 31st attribute of an object makes all of them slower
+
     def __init__(self, ring: "CoreRing", registry: "Registry", loop: asyncio.AbstractEventLoop) -> None:
         self.ring = ring
         self.registry = registry
         self.loop = loop
         self.inflight: dict[int, Request] = {}
         self.leftovers = Leftovers()
-        self.inbox: Inbox | None = None  # once the ring takes messages from others
         # Atomic: a caller in the wrong thread, whom only the C core refuses, must not draw another request's number
         # and then take that request, and with it the memory it owns, out of the table.
         self.next_number = itertools.count(1).__next__
@@ -331,8 +332,7 @@ class Turns:
         """enter() failed.  What is queued stays queued: try again soon, or give the ring up."""
         if -code in _TRANSIENT and self._retries < _RETRIES_MAX:
             if self._retry is None:  # a full queue may have asked in between: that is no try
-                delay = min(_FIRST_BACKOFF * 2**self._retries, _LONGEST_BACKOFF)
-                self._retries += 1
+                delay, self._retries = min(_FIRST_BACKOFF * 2**self._retries, _LONGEST_BACKOFF), self._retries + 1
                 log.debug("io_uring_enter: %s; trying again in %.3f s", errno.errorcode.get(-code, code), delay)
                 self._retry = self.loop.call_later(delay, self._try_again)
             return
