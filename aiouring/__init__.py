@@ -16,6 +16,7 @@ from aiouring._errors import (
     RingUnavailableError,
     UnsupportedKernelError,
     WrongContextError,
+    bytes_written,
 )
 from aiouring._file_flags import (
     AtFlags,
@@ -102,6 +103,7 @@ __all__ = [
     "UnsupportedKernelError",
     "WrongContextError",
     "ZeroCopySent",
+    "bytes_written",
     "default_group",
     "default_ring",
     "open_connection",

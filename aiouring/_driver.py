@@ -101,14 +101,16 @@ class Driver(Turns):
             return await self._perform_later(request, prepare, arguments)
         try:
             result: int = await waiter
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             await self._withdraw(request)
+            request.cut_short(error)
             raise
-        except BaseException:
+        except BaseException as error:
             if request.ended:
                 self._unclaimed(request)
             else:
                 self._detach(request)
+            request.cut_short(error)
             raise
         if result < 0 and result != -request.expected:
             return await self._failed(request, prepare, arguments)
@@ -181,7 +183,8 @@ class Driver(Turns):
             lease.pins += 1
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            request.cut_short(error)
             request.let_go()
             self.ask_for_turn()  # this one may have been called from the line: the next is
             raise

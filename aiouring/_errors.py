@@ -148,3 +148,30 @@ class _Numbers(dict[str, Any]):
 
     def __missing__(self, key: str) -> str:
         return "?"
+
+
+def note_written(error: BaseException, count: int | None) -> None:
+    """Say on the exception that ends a write how many bytes had been written; None is unknown."""
+    error.__dict__["written"] = count
+
+
+def note_written_before(error: BaseException, count: int) -> None:
+    """Add what requests before the one that ended with `error` had written; an error's own request wrote nothing."""
+    last = error.__dict__.get("written", 0)
+    note_written(error, None if last is None else count + last)
+
+
+def bytes_written(error: BaseException) -> int | None:
+    """How many bytes a write or send had written when it ended with `error`.
+
+    Of a cancelled one, of what `asyncio.timeout()` made of that, and of an error half-way through `send_all()`: the
+    next write goes on behind so many bytes.  None where it is not known: the exception is not a write's, or the kernel
+    would not stop the write in time (`cancel_timeout`).
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if "written" in seen.__dict__:
+            count: int | None = seen.__dict__["written"]
+            return count
+        seen = seen.__cause__
+    return None

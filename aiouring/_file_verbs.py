@@ -148,7 +148,8 @@ class FileVerbs(Verbs):
         """Write `data`; returns the number of bytes written, which may be fewer.
 
         `offset` is where in the file; None means, and moves, the file's own position.  `flags` are `ReadWriteFlags`:
-        DSYNC and SYNC flush what is written, APPEND writes at the end.  `background` is as for `read()`.
+        DSYNC and SYNC flush what is written, APPEND writes at the end.  `background` is as for `read()`.  After a
+        cancellation `bytes_written(error)` says how much was written.
 
         Since Linux 5.6.  See io_uring_prep_write(3).
         """

@@ -58,7 +58,7 @@ class MessageVerbs(SocketVerbs):
             flags: `socket.MSG_EOR`, `MSG_MORE`, `MSG_OOB`, `MSG_DONTROUTE`, `MSG_CONFIRM`, `MSG_FASTOPEN` and
                 `MSG_WAITALL`.  Not `MSG_ZEROCOPY`, after which the kernel would still need the memory: `sendmsg_zc()`.
 
-        After a cancellation it is unknown how much of a stream was sent.
+        After a cancellation `bytes_written(error)` says how much was sent.
 
         Since Linux 5.3.  See io_uring_prep_sendmsg(3).
         """

@@ -21,6 +21,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from aiouring._direct_descriptor import Slot
+from aiouring._errors import note_written
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
@@ -77,6 +78,9 @@ class Request:
     def check_file(self) -> None:
         """Raise `OSError` (EBADF) where the descriptor stands for another file than it did in the beginning."""
 
+    def cut_short(self, error: BaseException) -> None:
+        """Whoever awaited the request leaves with `error`; the kernel is done with it, unless it would not stop."""
+
     def failed(self, error: Exception) -> None:
         """The ring is lost: there will be no completion.  Whoever awaits the request has been told."""
 
@@ -99,6 +103,10 @@ class Write(Request):
 
     __slots__ = ()
     events = POLL_OUT
+
+    def cut_short(self, error: BaseException) -> None:
+        """Note how many bytes were written all the same."""
+        note_written(error, max(0, self.result) if self.ended else None)
 
 
 class Now(Request):
@@ -132,6 +140,10 @@ class ZeroCopy(Write):
     def noted(self, result: int) -> None:
         """The result; the notification follows."""
         self.sent = result
+
+    def cut_short(self, error: BaseException) -> None:
+        """Note how many bytes were sent: the final result is the notification's, or else an error."""
+        note_written(error, max(0, self.sent or 0) if self.ended or self.sent is not None else None)
 
 
 class ZeroCopyMessage(ZeroCopy):

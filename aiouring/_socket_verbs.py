@@ -10,7 +10,7 @@ from aiouring._address import pack_address
 from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer, end_of_stream, private_copy
 from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._driver import Driver
-from aiouring._errors import ResourceBusyError, RingClosedError
+from aiouring._errors import ResourceBusyError, RingClosedError, note_written_before
 from aiouring._features import require
 from aiouring._multishot import Receiving, most_pending
 from aiouring._private_receives import DATA_FIRST, receive_privately
@@ -208,7 +208,8 @@ class SocketVerbs(Verbs):
     async def send(self, sock: File, data: Bytes) -> int:
         """Send what the socket takes of `data`, a buffer or a lent one; returns the number of bytes.
 
-        Since Linux 5.6.  See io_uring_prep_send(3).
+        After a cancellation `bytes_written(error)` says how much was sent.  Since Linux 5.6.  See
+        io_uring_prep_send(3).
         """
         number, file, how = resolve(sock)
         memory, length, lease = memory_of(data, writable=False)
@@ -229,26 +230,31 @@ class SocketVerbs(Verbs):
     async def send_all(self, sock: File, data: Bytes) -> None:
         """Send all of `data`, waiting for room as often as it takes.
 
-        After a cancellation it is unknown how much was sent: close the connection.  Since Linux 5.6.
+        After a cancellation or an error `bytes_written(error)` says how much was sent; send the rest, or close the
+        connection.  Since Linux 5.6.
         """
         number, file, how = resolve(sock)
         memory, length, lease = memory_of(data, writable=False)
         driver = self._driver or self._bound()
         start = 0
-        while start < length:
-            start += await driver.perform(
-                Write(number, file, memory, lease),
-                _prepare_memory,
-                _SEND,
-                number,
-                memory,
-                length,
-                start,
-                length - start,
-                0,
-                _SEND_ALL_FLAGS,
-                how,
-            )
+        try:
+            while start < length:
+                start += await driver.perform(
+                    Write(number, file, memory, lease),
+                    _prepare_memory,
+                    _SEND,
+                    number,
+                    memory,
+                    length,
+                    start,
+                    length - start,
+                    0,
+                    _SEND_ALL_FLAGS,
+                    how,
+                )
+        except BaseException as error:
+            note_written_before(error, start)
+            raise
 
     async def shutdown(self, sock: File, direction: int) -> None:
         """End one direction of a connection, or both: `socket.SHUT_RD`, `SHUT_WR` or `SHUT_RDWR`.
