@@ -6,12 +6,16 @@ import gc
 import os
 import socket
 import struct
+import threading
 from array import array
+from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import pytest
-from conftest import RingFactory, until
+from conftest import RingFactory, open_files, until
 from socket_ends import KINDS, Pair, make_ends
 
 import aiouring
@@ -567,3 +571,152 @@ async def test_messages_do_not_fall_back(ring: aiouring.AsyncRing, pair: Pair) -
     with await waiting as message:
         assert bytes(message.view) == b"four"
     assert group.statistics().fallbacks == 0
+
+
+# ---- liburing's behaviours, and chance -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["stream", "seqpacket", "TCP"])
+async def test_mshot_shutdown_race(ring: aiouring.AsyncRing, kind: str, tmp_path: Path) -> None:
+    """What is sent right before the sender shuts down comes before the end, whatever the receive is just doing."""
+    group = group_of(ring, count=64)
+    for turn in range(60):
+        for left, right in make_ends(kind, tmp_path):
+            left.settimeout(20)
+
+            def send(left: socket.socket = left, count: int = turn % 4) -> None:
+                for number in range(count):
+                    left.send(b"%d;" % number)
+                left.shutdown(socket.SHUT_WR)
+
+            async with ring.recvmsg_multishot(right, group) as stream:
+                if turn % 2:
+                    await ring.nop()
+                thread = threading.Thread(target=send)
+                thread.start()
+                whole = b""
+                async for message in stream:
+                    with message:
+                        whole += bytes(message.view)
+                thread.join()
+            assert whole == b"".join(b"%d;" % number for number in range(turn % 4))
+
+
+@pytest.mark.parametrize("kind", ["IPv4", "unnamed"])
+async def test_shutdown_of_datagrams(ring: aiouring.AsyncRing, kind: str, tmp_path: Path) -> None:
+    """Datagrams have no end: a shutdown on either side wakes nobody, again and again, and the stream can be left."""
+    for left, right in make_ends(kind, tmp_path):
+        async with ring.recvmsg_multishot(right, group_of(ring)) as stream:
+            waiting = asyncio.ensure_future(anext(stream))
+            await ring.nop()
+            left.shutdown(socket.SHUT_WR)
+            right.shutdown(socket.SHUT_RD)
+            await ring.nop()
+            quiet = ring.statistics().completed
+            await asyncio.sleep(0.02)
+            assert ring.statistics().completed == quiet
+            assert not waiting.done()
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+
+async def test_an_error_of_the_network(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
+    """A port that nobody has is an error of the stream, after what came before; a new stream goes on."""
+    for left, right in make_ends("IPv4", tmp_path):
+        group = group_of(ring)
+        address = left.getsockname()
+        async with ring.recvmsg_multishot(right, group) as stream:
+            left.send(b"before")
+            while not stream.pending:
+                await ring.nop()
+            left.close()
+            right.send(b"x")  # refused
+            (await anext(stream)).release()
+            with pytest.raises(ConnectionRefusedError):
+                await anext(stream)
+        with socket.socket(type=socket.SOCK_DGRAM) as again:
+            again.bind(address)
+            again.connect(right.getsockname())
+            again.send(b"after")
+            async with ring.recvmsg_multishot(right, group) as stream:
+                with await anext(stream) as message:
+                    assert bytes(message.view) == b"after"
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("kind", ["unnamed", "seqpacket"])
+async def test_random_life(ring: aiouring.AsyncRing, kind: str, seed: int, tmp_path: Path) -> None:
+    """Streams, one-shot receives and cancellations in any order: each message comes once, in order, with its own."""
+    files = open_files()
+    for ends in make_ends(kind, tmp_path):
+        life = Life(ring, *ends, Random(seed))
+        for _ in range(60):
+            life.send()
+            await life.step()
+        while life.sent:
+            await life.receive()
+    await ring.nop()
+    assert life.group.statistics().in_use == 0
+    assert open_files().keys() <= files.keys()
+
+
+class Life:
+    """A socket that is received from in every way, and what is still to come from it."""
+
+    def __init__(self, ring: aiouring.AsyncRing, left: socket.socket, right: socket.socket, random: Random) -> None:
+        self.ring, self.left, self.right, self.random = ring, left, right, random
+        self.group = group_of(ring, count=4, size=400)
+        self.sent: deque[tuple[bytes, bool]] = deque()
+        self.number = 0
+
+    def send(self) -> None:
+        """Send a few messages, some with a descriptor."""
+        for _ in range(self.random.randrange(6)):
+            data = b"%d " % self.number + bytes(self.random.randrange(200))
+            rights = bool(self.random.randrange(2))
+            self.number += 1
+            with suppress(BlockingIOError):
+                if rights:
+                    socket.send_fds(self.left, [data], [self.left.fileno()])
+                else:
+                    self.left.send(data)
+                self.sent.append((data, rights))
+
+    def check(self, data: bytes, ancillary: list[tuple[int, int, bytes]]) -> None:
+        """This must be the next message."""
+        expected, rights = self.sent.popleft()
+        assert data == expected
+        assert len(ancillary) == rights
+        for _, _, passed in ancillary:
+            os.close(array("i", passed)[0])
+
+    async def receive(self) -> None:
+        """Receive one message."""
+        if self.random.randrange(2):
+            with await self.ring.recvmsg(self.right, self.group, ancillary_size=ROOM) as message:
+                self.check(bytes(message.view), message.ancillary)
+        else:
+            memory = bytearray(300)
+            count, ancillary, _, _ = await self.ring.recvmsg(self.right, [memory], ancillary_size=ROOM)
+            self.check(bytes(memory[:count]), ancillary)
+
+    async def step(self) -> None:
+        """Receive one, or cancel that, or take some of a stream and leave it."""
+        choice = self.random.randrange(4)
+        if choice == 0 and self.sent:
+            await self.receive()
+        elif choice == 1:
+            task = asyncio.ensure_future(self.receive())
+            for _ in range(self.random.randrange(3)):
+                await asyncio.sleep(0)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        else:
+            most = self.random.choice((None, 1, 4))
+            stream = self.ring.recvmsg_multishot(self.right, self.group, ancillary_size=ROOM, max_pending=most)
+            async with stream:
+                for _ in range(self.random.randrange(len(self.sent) + 1)):
+                    with await anext(stream) as message:
+                        self.check(bytes(message.view), message.ancillary)
