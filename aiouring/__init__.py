@@ -3,6 +3,7 @@
 from aiouring._abi import CompletionFlags, Features, Opcode, Registration, SetupFlags, SubmissionFlags
 from aiouring._async_ring import AsyncRing, RingStatistics
 from aiouring._buffer_ring import BufferRing, BufferRingStatistics, ProvidedBuffer
+from aiouring._chaining import Link
 from aiouring._connection import Connection, ConnectionStatistics
 from aiouring._default_ring import default_group, default_ring
 from aiouring._direct_descriptor import DirectDescriptor
@@ -30,6 +31,7 @@ from aiouring._file_flags import (
 )
 from aiouring._fixed_buffer import FixedBuffer, RegisteredBuffersStatistics
 from aiouring._inbox import Inbox
+from aiouring._linked import Chain
 from aiouring._memory_region import MemoryRegion
 from aiouring._opening import open_connection, open_unix_connection
 from aiouring._probe import Probe, probe
@@ -57,6 +59,7 @@ __all__ = [
     "BufferRing",
     "BufferRingStatistics",
     "BuffersExhaustedError",
+    "Chain",
     "Completion",
     "CompletionFlags",
     "Connection",
@@ -67,6 +70,7 @@ __all__ = [
     "FilesUpdateError",
     "FixedBuffer",
     "Inbox",
+    "Link",
     "MemoryRegion",
     "MessageStream",
     "Opcode",

@@ -20,6 +20,7 @@ from aiouring._driver import Driver
 from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._file_verbs import FileVerbs
 from aiouring._inbox_verbs import InboxVerbs
+from aiouring._linked import ChainVerbs
 from aiouring._listener_verbs import ListenerVerbs
 from aiouring._message_verbs import MessageVerbs
 from aiouring._option_verbs import OptionVerbs
@@ -71,6 +72,7 @@ class AsyncRing(
     RangeVerbs,
     AttributeVerbs,
     PathVerbs,
+    ChainVerbs,
     DirectVerbs,
 ):
     """One io_uring for one event loop; use it with `async with`, in the loop's thread.

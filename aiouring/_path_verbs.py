@@ -234,7 +234,7 @@ class PathVerbs(DirectVerbs):
         self, opcode: int, names: Sequence[StrPath], directories: tuple[Directory, ...], *arguments: Any
     ) -> None:
         """Perform a request on names; it keeps what it points to."""
-        request = PathRequest(arguments, directories)
+        request = PathRequest(*arguments, *directories)
         await perform_named(self._driver or self._bound(), request, names, directories, opcode, *arguments)
 
 

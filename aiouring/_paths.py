@@ -77,6 +77,14 @@ class PathRequest(Request):
         self.kept = kept
         self.ended = True  # the kernel has nothing yet
 
+    def let_go(self) -> None:
+        """Close the duplicates of directories."""
+        if self.ended:
+            for each in self.kept:
+                if isinstance(each, Directory):
+                    each.close()
+            super().let_go()
+
 
 class Naming:
     """A `with` block around a request on names: its errors name them, and its directories are closed after it."""

@@ -64,6 +64,7 @@ FLOORS = [
         "_accepting",
         "_polling",
         "_sending",
+        "_chaining",
         "_driver",
     ],
     [
@@ -73,6 +74,7 @@ FLOORS = [
         "_range_verbs",
         "_attribute_verbs",
         "_path_verbs",
+        "_linked",
         "_receive_stream",
         "_standing_streams",
         "_listener_verbs",
@@ -94,7 +96,7 @@ FLOORS = [
     ["_framing", "_connection", "_default_ring", "_opening", "_listening", "_stream_adapter", "_server"],
     ["__init__", "__main__"],
 ]
-MAY_KNOW_ASYNCIO = {"_turns", "_driver", "_multishot", "_sending", "_async_ring", *FLOORS[-2]}
+MAY_KNOW_ASYNCIO = {"_turns", "_driver", "_multishot", "_sending", "_chaining", "_async_ring", *FLOORS[-2]}
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 70
 

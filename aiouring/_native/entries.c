@@ -66,10 +66,74 @@ int au_ring_disarm(au_ring *ring, uint64_t user_data)
     return 0;
 }
 
+/* ---- chains ------------------------------------------------------------------------------------- */
+
+enum { LINKS = AU_SQE_IO_LINK | AU_SQE_IO_HARDLINK };
+
+/* Bring the entries with these numbers to the end of what is filled, in this order.  Returns how many there are. */
+static uint32_t gather(au_ring *ring, const uint64_t *numbers, uint32_t count)
+{
+    uint32_t found = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t at = load(ring->sq_head);
+        while (at != ring->filled && ring->sqes[at & ring->sq_mask].user_data != numbers[i])
+            at++;
+        if (at == ring->filled)
+            continue;
+        struct au_sqe sqe = ring->sqes[at & ring->sq_mask];
+        uint8_t guard = ring->guard_of[at & ring->sq_mask];
+        for (; at + 1 != ring->filled; at++) {
+            ring->sqes[at & ring->sq_mask] = ring->sqes[(at + 1) & ring->sq_mask];
+            ring->guard_of[at & ring->sq_mask] = ring->guard_of[(at + 1) & ring->sq_mask];
+        }
+        ring->sqes[at & ring->sq_mask] = sqe;
+        ring->guard_of[at & ring->sq_mask] = guard;
+        found++;
+    }
+    return found;
+}
+
+/* Make a chain of entries that are filled and not submitted: each starts when the one before it has succeeded. */
+int au_ring_link(au_ring *ring, const uint64_t *numbers, uint32_t count)
+{
+    int rc = au_ring_check(ring);
+    if (rc < 0)
+        return rc;
+    if (gather(ring, numbers, count) != count)
+        return AU_BAD_INDEX;
+    uint32_t first = ring->filled - count;
+    for (uint32_t i = 0; i < count; i++)
+        if (ring->sqes[(first + i) & ring->sq_mask].flags & AU_SQE_FIXED_FILE)
+            return AU_LATE_SLOT;
+    for (uint32_t i = 0; i + 1 < count; i++)
+        ring->sqes[(first + i) & ring->sq_mask].flags |= AU_SQE_IO_LINK;
+    return 0;
+}
+
+/* Take entries back that are filled and not submitted.  Returns how many there were. */
+int au_ring_take_back(au_ring *ring, const uint64_t *numbers, uint32_t count)
+{
+    int rc = au_ring_check(ring);
+    if (rc < 0)
+        return rc;
+    uint32_t found = gather(ring, numbers, count);
+    ring->filled -= found;
+    store(ring->sq_tail, ring->filled);
+    return (int)found;
+}
+
+/* The kernel took only some of what was submitted.  A chain that was cut by that is over for the kernel: what is left
+ * of it must not run as if nothing had been before it, and gets an operation that there is none of (EINVAL). */
+static void end_cut_chain(au_ring *ring)
+{
+    uint32_t at = load(ring->sq_head);
+    while (at != ring->filled && ring->sqes[(at - 1) & ring->sq_mask].flags & LINKS)
+        ring->sqes[at++ & ring->sq_mask].opcode = UINT8_MAX;
+}
+
 /* ---- slots of the table of registered files ---------------------------------------------------- */
 
 enum {
-    LINKS = AU_SQE_IO_LINK | AU_SQE_IO_HARDLINK,
     STARTS_LATE = LINKS | AU_SQE_IO_DRAIN | AU_SQE_ASYNC,
 };
 

@@ -30,8 +30,10 @@ static int enter(au_ring *ring, unsigned min_complete, unsigned flags, const voi
         }
         if (taken == pending)
             return 0;
-        if (taken)
+        if (taken) {
             stalled = 0;
+            end_cut_chain(ring);
+        }
         else if (++stalled == 3)
             return -EAGAIN;
     }

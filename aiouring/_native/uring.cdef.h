@@ -82,6 +82,8 @@ int au_ring_set_wait(au_ring *ring, uint32_t slot, int64_t timeout_ns, uint32_t 
 int au_ring_withdraw(au_ring *ring, uint64_t *user_data);
 int au_ring_register(au_ring *ring, unsigned opcode, void *argument, unsigned count);
 unsigned au_ring_unsubmitted(au_ring *ring);
+int au_ring_link(au_ring *ring, const uint64_t *numbers, uint32_t count);
+int au_ring_take_back(au_ring *ring, const uint64_t *numbers, uint32_t count);
 int au_ring_disarm(au_ring *ring, uint64_t user_data);
 int au_ring_turn(au_ring *ring, int woken);
 int au_ring_wait(au_ring *ring, unsigned min_complete, int64_t time_ns, uint32_t min_wait_usec, unsigned flags);
