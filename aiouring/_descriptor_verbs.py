@@ -6,14 +6,18 @@ import select
 from functools import partial
 from typing import Any
 
+from aiouring._buffer_ring import BufferRing
 from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._features import require
+from aiouring._multishot import most_pending
 from aiouring._polling import Polling
+from aiouring._reading import Reading
+from aiouring._receive_stream import ReceiveStream
 from aiouring._request import Request, Write
 from aiouring._standing import Standing
 from aiouring._standing_streams import PollStream
 from aiouring._uring import lib
-from aiouring._verbs import File, Verbs, file_offset, resolve
+from aiouring._verbs import File, Verbs, busy, file_offset, resolve
 
 
 class Splice(Write):
@@ -77,6 +81,36 @@ class DescriptorVerbs(Verbs):
         self._standing.add(polling)
         return PollStream(polling, partial(self._standing.discard, polling))
 
+    def read_multishot(self, fd: File, group: BufferRing, *, max_pending: int | None = None) -> ReceiveStream:
+        """Keep a read of a pipe or terminal armed; `async for` its chunks, each a lent buffer, until the end.
+
+        Works as `recv_multishot()` does: it stops when `max_pending` chunks wait for their reader and goes on when half
+        of them are taken, waits in the group's line while all buffers are lent, and leaves what was not taken to the
+        next read on the file.  The kernel is told no limit here, so a full pipe may take all of the group's buffers.
+
+        Raises:
+            ResourceBusyError: a stream of the file is being read already.
+            ValueError: the group falls back to private memory, which such a read cannot.
+            OSError: EBADFD where the file is one that cannot be waited for, such as a regular one; when it is read.
+
+        Since Linux 6.7.  See io_uring_prep_read_multishot(3).
+        """
+        require("multishot read")
+        number, file, how = resolve(fd)
+        if not isinstance(group, BufferRing):
+            raise TypeError(f"a BufferRing from register_buffer_ring() is needed, not {type(group).__name__}")
+        if group.on_empty == "fallback":
+            raise ValueError(
+                'a multishot read has no private memory to fall back to: take a group with on_empty="wait"'
+            )
+        driver = self._driver or self._bound()
+        driver.check()
+        if fd in self._receiving:
+            raise busy(fd)
+        reading = Reading(driver, number, file, how, group, most_pending(group, max_pending), keeps_boundaries=False)
+        self._receiving[fd] = reading
+        return ReceiveStream(reading, partial(self._receiving.pop, fd, None))
+
     async def splice(
         self,
         source: File,
@@ -101,25 +135,40 @@ class DescriptorVerbs(Verbs):
 
         Since Linux 5.7.  See io_uring_prep_splice(3) and splice(2).
         """
-        if not 1 <= count <= lib.AU_MAX_TRANSFER:
-            raise ValueError(f"count={count} is outside 1 to {lib.AU_MAX_TRANSFER}")
-        for file in (source, destination):
-            if isinstance(file, DirectDescriptor):
-                raise TypeError(
-                    "splice takes no direct descriptor: the kernel would look the slot up later, when it may hold "
-                    "another file; get a descriptor with fixed_fd_install()"
-                )
+        _check_between(source, destination, count)
         start, goal = file_offset(source_offset), file_offset(destination_offset)
+        return await self._between(lib.AU_OP_SPLICE, source, destination, start, goal, count)
+
+    async def tee(self, source: File, destination: File, count: int) -> int:
+        """Copy up to `count` bytes from one pipe to another and leave them there; returns how many, 0 at the end.
+
+        Takes, and does to its descriptors, what `splice()` does.  Since Linux 5.8.  See io_uring_prep_tee(3) and
+        tee(2).
+        """
+        _check_between(source, destination, count)
+        return await self._between(lib.AU_OP_TEE, source, destination, 0, 0, count)
+
+    async def _between(self, opcode: int, source: File, destination: File, start: int, goal: int, count: int) -> int:
         driver = self._driver or self._bound()
         while True:
             readable, _, _ = resolve(source)
             writable, file, _ = resolve(destination)
             request = Splice(writable, file, readable, writable)
             duplicate, onto = request.duplicates
-            opcode = lib.AU_OP_SPLICE
             moved = await driver.perform(request, lib.au_prepare_splice, opcode, onto, goal, duplicate, start, count, 0)
             request.let_go()
             if moved >= 0:
                 return moved
             await self.poll(source, select.POLLIN)
             await self.poll(destination, select.POLLOUT)
+
+
+def _check_between(source: File, destination: File, count: int) -> None:
+    if not 1 <= count <= lib.AU_MAX_TRANSFER:
+        raise ValueError(f"count={count} is outside 1 to {lib.AU_MAX_TRANSFER}")
+    for file in (source, destination):
+        if isinstance(file, DirectDescriptor):
+            raise TypeError(
+                "splice takes no direct descriptor, nor does tee: the kernel would look the slot up later, when it may "
+                "hold another file; get a descriptor with fixed_fd_install()"
+            )

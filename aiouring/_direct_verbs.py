@@ -9,10 +9,11 @@ from typing import Any
 from aiouring._direct_descriptor import DirectDescriptor, Slot
 from aiouring._driver import Driver
 from aiouring._errors import RingClosedError, failure, kernel_error, unsupported
+from aiouring._features import require
 from aiouring._paths import Directory, Naming, StrPath, in_memory
 from aiouring._registered_files import RegisteredFiles, number_of, update_error
 from aiouring._request import Request
-from aiouring._slot_requests import CloseSlot, Install, InstallArray, InstallConnection, Open, Sources, Update
+from aiouring._slot_requests import CloseSlot, Install, InstallArray, InstallConnection, Open, OpenPipe, Sources, Update
 from aiouring._uring import ffi, lib
 from aiouring._verbs import File, Verbs, resolve
 
@@ -137,6 +138,19 @@ class DirectVerbs(Verbs):
         await make(driver, request, "5.15", lib.au_prepare_slot, lib.AU_OP_ACCEPT, number, 0, 0, 0, request.slot, how)
         kind = (sock.family, sock.type, sock.proto) if isinstance(sock, socket.socket | DirectDescriptor) else None
         return request.claim(kind)[0]
+
+    async def pipe(self, flags: int = 0) -> tuple[int, int]:
+        """Make a pipe; returns the descriptors of its reading end and its writing end, close-on-exec.
+
+        `flags` may have `os.O_DIRECT` and `os.O_NONBLOCK`.  Descriptors that come together with a cancellation are
+        closed.  Since Linux 6.16.  See io_uring_prep_pipe(3).
+        """
+        require("pipes by request")
+        array = ffi.new("int32_t[2]")
+        request = OpenPipe(hold=array)
+        prepare, wanted = lib.au_prepare_array, flags | os.O_CLOEXEC
+        await (self._driver or self._bound()).perform(request, prepare, lib.AU_OP_PIPE, array, 2, -1, wanted, 0)
+        return array[0], array[1]
 
     async def pipe_direct(
         self, flags: int = 0, *, index: int | None = None

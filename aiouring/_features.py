@@ -112,6 +112,10 @@ FEATURES: dict[str, Feature] = {
     "truncating by request": Feature("6.9", _opcode(Opcode.FTRUNCATE)),
     "messages between rings": Feature("5.18", _opcode(Opcode.MSG_RING)),
     "socket options": Feature("6.7", _opcode(Opcode.FUTEX_WAIT)),  # the same release
+    "multishot read": Feature("6.7", _opcode(Opcode.READ_MULTISHOT)),
+    "waiting for children": Feature("6.7", _opcode(Opcode.WAITID)),
+    "futexes": Feature("6.7", _opcode(Opcode.FUTEX_WAIT)),
+    "pipes by request": Feature("6.16", _opcode(Opcode.PIPE)),
     "zero-copy send": Feature("6.0", _opcode(Opcode.SEND_ZC)),
     "zero-copy sendmsg": Feature("6.1", _opcode(Opcode.SENDMSG_ZC)),
     "zero-copy sendmsg of registered buffers": Feature("6.15", _opcode(Opcode.READV_FIXED)),  # the same release

@@ -68,6 +68,8 @@ class FileVerbs(Verbs):
         memory, length, lease = memory_of(buffer, writable=True)
         driver = self._driver or self._bound()
         if offset is None:
+            if self._receiving and fd in self._receiving:
+                await self._after_stream(fd)
             if driver.leftovers.kept and (data := driver.leftovers.take(number, length)):
                 return fill(memory, data)
             request: Request = Read(number, file, memory, lease)

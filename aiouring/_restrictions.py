@@ -31,7 +31,7 @@ _OPERATIONS = frozenset(
         Opcode.ACCEPT, Opcode.CONNECT, Opcode.SHUTDOWN, Opcode.SOCKET, Opcode.BIND, Opcode.LISTEN,
         Opcode.OPENAT, Opcode.OPENAT2, Opcode.PIPE, Opcode.CLOSE, Opcode.STATX, Opcode.FTRUNCATE, Opcode.FALLOCATE,
         Opcode.SYNC_FILE_RANGE, Opcode.FADVISE, Opcode.MADVISE, Opcode.GETXATTR, Opcode.FGETXATTR,
-        Opcode.SPLICE,
+        Opcode.SPLICE, Opcode.TEE,
         Opcode.FILES_UPDATE, Opcode.FIXED_FD_INSTALL,
         Opcode.POLL_ADD, Opcode.POLL_REMOVE, Opcode.TIMEOUT, Opcode.TIMEOUT_REMOVE, Opcode.LINK_TIMEOUT,
         Opcode.ASYNC_CANCEL,

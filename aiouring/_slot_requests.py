@@ -6,6 +6,7 @@ again.  The array that the kernel reads descriptors from, or writes slots to, be
 """
 
 import errno
+import os
 from typing import TYPE_CHECKING, Any
 
 from aiouring._direct_descriptor import DirectDescriptor, Slot
@@ -30,6 +31,19 @@ class Open(Accept):
 
     __slots__ = ()
     events = 0
+
+
+class OpenPipe(Request):
+    """What makes two ordinary descriptors, in its array; those that nobody takes are closed."""
+
+    __slots__ = ()
+    events = 0
+
+    def unclaimed(self, leftovers: Leftovers) -> None:
+        """Close both."""
+        if self.result >= 0:
+            for at in range(2):
+                os.close(self.hold[at])
 
 
 class Install(Request):

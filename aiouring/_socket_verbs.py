@@ -10,7 +10,7 @@ from aiouring._address import pack_address
 from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer, end_of_stream, private_copy
 from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._driver import Driver
-from aiouring._errors import ResourceBusyError, RingClosedError, note_written_before
+from aiouring._errors import RingClosedError, note_written_before
 from aiouring._features import require
 from aiouring._multishot import Receiving, most_pending
 from aiouring._private_receives import DATA_FIRST, receive_privately
@@ -18,7 +18,7 @@ from aiouring._receive_stream import ReceiveStream
 from aiouring._request import Accept, ProvidedReceive, Receive, Request, Write
 from aiouring._standing_streams import connection_of
 from aiouring._uring import ffi, lib
-from aiouring._verbs import Bytes, File, Verbs, fill, line_up, memory_of, resolve
+from aiouring._verbs import Bytes, File, Verbs, busy, fill, line_up, memory_of, resolve
 
 # Looked up once: these are on every message's way, and an `|` of the socket module's enums takes a microsecond.
 _prepare_select = lib.au_prepare_select
@@ -163,17 +163,8 @@ class SocketVerbs(Verbs):
         driver = self._driver or self._bound()
         driver.check()
         if sock in self._receiving:
-            raise _busy(sock)
+            raise busy(sock)
         return driver
-
-    async def _after_stream(self, sock: File) -> None:
-        """Wait for the end of a stream on `sock` that is being closed; any other receive has the socket."""
-        while sock in self._receiving:
-            receiving = self._receiving[sock]
-            end = receiving.end() if receiving is not None and receiving.closing else None
-            if end is None:
-                raise _busy(sock)
-            await end
 
     async def recv_into(self, sock: File, buffer: Bytes) -> int:
         """Receive into `buffer`; returns the number of bytes, 0 at the end of the stream.
@@ -288,8 +279,3 @@ def type_of(sock: File, number: int) -> int:
 def _probe_type(number: int) -> int:
     with socket.socket(fileno=number) as sock:
         return sock.type
-
-
-def _busy(sock: File) -> ResourceBusyError:
-    """One receive at a time on a socket: two would share the stream's bytes in an undefined way."""
-    return ResourceBusyError(f"another task is already receiving from {sock!r}")

@@ -2,17 +2,20 @@
 
 import errno
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from aiouring._address import pack_address
 from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer
 from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._driver import Driver
-from aiouring._errors import RingClosedError, kernel_error
+from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._lease import Lease
 from aiouring._received_message import ProvidedMessage
 from aiouring._request import Now, ProvidedReceive, Read, ReadNow, Request, Write, WriteNow, identify
 from aiouring._uring import ffi, lib
+
+if TYPE_CHECKING:
+    from aiouring._multishot import Receiving
 
 
 class HasFileno(Protocol):
@@ -30,10 +33,25 @@ class Verbs:
     """The base of the classes that verbs are in; `AsyncRing` is all of them together."""
 
     _driver: Driver | None
+    _receiving: "dict[Any, Receiving | None]"  # by file; None where a verb is
 
     def _bound(self) -> Driver:
         """The driver; the first use binds the ring to the running loop and its thread."""
         raise NotImplementedError
+
+    async def _after_stream(self, sock: "File") -> None:
+        """Wait for the end of a stream on `sock` that is being closed; any other receive has the socket."""
+        while sock in self._receiving:
+            receiving = self._receiving[sock]
+            end = receiving.end() if receiving is not None and receiving.closing else None
+            if end is None:
+                raise busy(sock)
+            await end
+
+
+def busy(file: "File") -> ResourceBusyError:
+    """One receive at a time on a file: two would share the stream's bytes in an undefined way."""
+    return ResourceBusyError(f"another task is already receiving from {file!r}")
 
 
 def resolve(file: File) -> tuple[int, Any, int]:

@@ -224,3 +224,23 @@ async def test_what_bind_and_listen_refuse(ring: aiouring.AsyncRing, monkeypatch
         for verb in (ring.bind(sock, ("127.0.0.1", 0)), ring.listen(sock)):
             with pytest.raises(aiouring.UnsupportedKernelError, match=r"bind and listen: needs Linux 6\.11"):
                 await verb
+
+
+async def test_tee(ring: aiouring.AsyncRing) -> None:
+    """Bytes are copied from pipe to pipe and stay in the first; 0 is the end; what splice refuses is refused."""
+    first, second = os.pipe(), os.pipe()
+    os.write(first[1], b"twice")
+    assert await ring.tee(first[0], second[1], 100) == 5
+    assert os.read(first[0], 9) == os.read(second[0], 9) == b"twice"
+    os.close(first[1])
+    assert await ring.tee(first[0], second[1], 100) == 0
+    with open("/dev/null", "r+b") as file:
+        with pytest.raises(OSError) as caught:
+            await ring.tee(file, second[1], 5)
+        assert caught.value.errno == errno.EINVAL
+    with pytest.raises(ValueError, match="count=0"):
+        await ring.tee(first[0], second[1], 0)
+    with ring.register_files([0]) as files, pytest.raises(TypeError, match="nor does tee"):
+        await ring.tee(files[0], second[1], 5)
+    for number in (first[0], *second):
+        os.close(number)

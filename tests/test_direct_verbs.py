@@ -519,3 +519,29 @@ async def test_e6_operations_that_an_old_kernel_has_not(ring: AsyncRing) -> None
                 await verb
         assert agrees(ring, files) == {}
         assert (files.statistics().busy, files.statistics().allocating) == (0, 0)
+
+
+async def test_pipe(ring: AsyncRing) -> None:
+    """Two descriptors, close-on-exec, with the flags asked for; what comes with a cancellation is closed."""
+    reader, writer = await ring.pipe(os.O_NONBLOCK)
+    os.write(writer, b"through")
+    assert os.read(reader, 9) == b"through"
+    assert not os.get_blocking(reader)
+    for number in (reader, writer):
+        assert not os.get_inheritable(number)
+        os.close(number)
+    files = set(os.listdir("/proc/self/fd"))
+    for turns in range(20):
+        task = asyncio.create_task(ring.pipe())
+        for _ in range(turns // 5):
+            await asyncio.sleep(0)
+        task.cancel()
+        try:
+            for number in await task:
+                os.close(number)
+        except asyncio.CancelledError:
+            pass
+    assert set(os.listdir("/proc/self/fd")) == files
+    with pytest.raises(OSError) as caught:
+        await ring.pipe(os.O_APPEND)
+    assert caught.value.errno == errno.EINVAL

@@ -96,6 +96,7 @@ def test_features_without_an_opcode_of_their_own() -> None:
         "waits with a timeout", "minimum waits", "absolute waits", "multishot accept",
         "multishot receive", "multishot poll", "bind and listen", "making directories and links",
         "extended attributes", "truncating by request", "messages between rings", "socket options",
+        "multishot read", "waiting for children", "futexes", "pipes by request",
     }  # fmt: skip
 
 

@@ -306,7 +306,7 @@ UNDER_RESTRICTIONS = (
     "test_registration_verbs", "test_close", "test_async_ring", "test_wake_ups", "test_connection", "test_multishot",
     "test_receive_stream", "test_sending", "test_registered_files", "test_direct_verbs", "test_slot_requests",
     "test_listener_verbs", "test_message_verbs", "test_descriptor_verbs", "test_path_verbs", "test_attribute_verbs",
-    "test_range_verbs", "test_late_requests",
+    "test_range_verbs", "test_late_requests", "test_reading", "test_linked",
 )  # fmt: skip
 
 

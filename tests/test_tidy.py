@@ -60,6 +60,7 @@ FLOORS = [
         "_received_message",
         "_multishot",
         "_receiving_messages",
+        "_reading",
         "_standing",
         "_accepting",
         "_polling",

@@ -295,7 +295,7 @@ void au_group_close(au_group *group)
     group->registered = 0;
 }
 
-/* A receive that stays armed; `total` bytes end it, 0 is no limit. */
+/* A receive that stays armed, or a read (READ_MULTISHOT is an operation of its own); `total` bytes end it, 0 is no limit. */
 int au_prepare_multishot(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
                          uint32_t total, uint64_t how)
 {
@@ -303,7 +303,8 @@ int au_prepare_multishot(au_ring *ring, uint64_t user_data, int opcode, int fd, 
     if (rc == 0 && group->registered)
         rc = enter_in_table(group);
     if (rc == 0)
-        rc = au_prepare_select(ring, user_data, opcode, fd, group, 0, 0, 0, how | AU_RECV_MULTISHOT << 16);
+        rc = au_prepare_select(ring, user_data, opcode, fd, group, 0, 0, 0,
+                               opcode == AU_OP_RECV ? how | AU_RECV_MULTISHOT << 16 : how);
     if (rc == 0)
         ring->sqes[(ring->filled - 1) & ring->sq_mask].file_index = (int32_t)total; /* optlen, here */
     return rc;
