@@ -18,6 +18,7 @@ lease ends; no buffer is used twice, so its memory lives for as long as anybody 
 is the permission to have another.
 """
 
+import itertools
 from collections.abc import Callable
 
 from aiouring._errors import failure
@@ -25,6 +26,8 @@ from aiouring._lease import Arena, Home, Lease
 from aiouring._line import Attendant
 from aiouring._ring import CoreRing
 from aiouring._uring import lib
+
+_NUMBERS = 1 << 16  # as many as buffers may have
 
 
 class PrivateBuffers(Home):
@@ -37,20 +40,31 @@ class PrivateBuffers(Home):
         self._ring = ring
         self.size = size  # bytes in each
         self._returned = returned
-        self._numbers: list[int] = []  # that are free again
         self.limit = limit
-        self.in_use = 0
+        self._next_number = itertools.count().__next__
+        self._out: set[int] = set()  # numbers; one that came back is not used again for long
         self.received = 0  # receives that brought bytes
+
+    @property
+    def in_use(self) -> int:
+        """How many are out."""
+        return len(self._out)
+
+    @property
+    def available(self) -> bool:
+        """Whether one more may be had."""
+        return len(self._out) < self.limit
 
     def draw(self) -> tuple[Arena, int] | None:
         """Memory for one receive, and its number; None where all are in use."""
-        if self.in_use >= self.limit:
+        if not self.available:
             return None
-        number = self._numbers.pop() if self._numbers else self.in_use  # all below that are taken
+        while (number := self._next_number() % _NUMBERS) in self._out:
+            pass
         arena = Arena(1, self.size, self.size)
         arena.memories = {number: arena.memories[0]}
         arena.exporters = {number: arena.exporters[0]}
-        self.in_use += 1
+        self._out.add(number)
         return arena, number
 
     def settle(self, spare: Lease, result: int) -> None:
@@ -62,10 +76,9 @@ class PrivateBuffers(Home):
             spare.release()
 
     def take_back(self, number: int) -> None:
-        """The lease of a private buffer ended: somebody else may have one."""
+        """The lease of a private buffer ended: somebody else may have one.  Taking this step twice does no harm."""
         code = lib.au_ring_check(self._ring.raw)
         if code < 0 and code != lib.AU_CLOSED:
             raise failure(code, "returning a private buffer", index=number)
-        self._numbers.append(number)
-        self.in_use -= 1
+        self._out.discard(number)
         self._returned()

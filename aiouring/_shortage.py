@@ -203,8 +203,8 @@ class Shortage(Home):
         return drawn and self._kind(self.private, *drawn, self.private.size)
 
     def _private_returned(self) -> None:
-        """Hand the private buffer that came back to the first in line who takes one."""
-        if self.waiting and (turn := self._line.first_content()) is not None:
+        """Hand what came back to the first in line who takes it."""
+        while self.waiting and self.private.available and (turn := self._line.first_content()) is not None:
             drawn = self.private.draw()
-            assert drawn is not None  # nobody else came in between
+            assert drawn is not None
             wake(turn, self._kind(self.private, *drawn, self.private.size))
