@@ -62,7 +62,7 @@ class BufferRingStatistics:
     enobufs: int  # times the kernel found the group empty
     private: int  # private buffers in use, see on_empty="fallback"
     fallbacks: int  # receives that brought bytes into one
-    oldest_lease: float | None  # seconds that a buffer has been held, at most; None: none is, see held_too_long
+    oldest_lease: float  # seconds that one buffer has been held; 0: none is, or nobody watches, see held_too_long
     published: int  # buffers handed to the kernel since the start
     advances: int  # stores of the tail that took
 
@@ -334,7 +334,7 @@ class BufferRing(Shortage):
             enobufs=self.enobufs,
             private=self.private.in_use,
             fallbacks=self.private.received,
-            oldest_lease=None if self._watch is None else self._watch.oldest(),
+            oldest_lease=0.0 if self._watch is None else self._watch.oldest(),
             published=raw.published,
             advances=raw.advances,
         )

@@ -89,14 +89,14 @@ class Watch:
                 self._report(number, held, "has been held for")
             del self._held[number]
 
-    def oldest(self) -> float | None:
-        """How many seconds the oldest lease is old; None if there is none."""
+    def oldest(self) -> float:
+        """How many seconds the oldest lease is old; 0 if there is none."""
         self.look()
         for leases in (self._reported, self._held):
             for number, held in leases.items():
                 if self._goes_on(number, held):
                     return self.clock() - held.since
-        return None
+        return 0.0
 
     def _forget(self, number: int) -> _Held | None:
         """What is known of a buffer is over; returns it unless it was reported."""
