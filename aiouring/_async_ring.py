@@ -20,11 +20,13 @@ from aiouring._driver import Driver
 from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._file_verbs import FileVerbs
 from aiouring._inbox_verbs import InboxVerbs
+from aiouring._futex_verbs import FutexVerbs
 from aiouring._linked import ChainVerbs
 from aiouring._listener_verbs import ListenerVerbs
 from aiouring._message_verbs import MessageVerbs
 from aiouring._option_verbs import OptionVerbs
 from aiouring._path_verbs import PathVerbs
+from aiouring._process_verbs import ProcessVerbs
 from aiouring._range_verbs import RangeVerbs
 from aiouring._registration_verbs import RegistrationVerbs
 from aiouring._request import Close, Request, Timeout
@@ -72,6 +74,8 @@ class AsyncRing(
     RangeVerbs,
     AttributeVerbs,
     PathVerbs,
+    ProcessVerbs,
+    FutexVerbs,
     ChainVerbs,
     DirectVerbs,
 ):

@@ -31,7 +31,7 @@ _OPERATIONS = frozenset(
         Opcode.ACCEPT, Opcode.CONNECT, Opcode.SHUTDOWN, Opcode.SOCKET, Opcode.BIND, Opcode.LISTEN,
         Opcode.OPENAT, Opcode.OPENAT2, Opcode.PIPE, Opcode.CLOSE, Opcode.STATX, Opcode.FTRUNCATE, Opcode.FALLOCATE,
         Opcode.SYNC_FILE_RANGE, Opcode.FADVISE, Opcode.MADVISE, Opcode.GETXATTR, Opcode.FGETXATTR,
-        Opcode.SPLICE, Opcode.TEE,
+        Opcode.SPLICE, Opcode.TEE, Opcode.FUTEX_WAIT, Opcode.FUTEX_WAKE, Opcode.FUTEX_WAITV,
         Opcode.FILES_UPDATE, Opcode.FIXED_FD_INSTALL,
         Opcode.POLL_ADD, Opcode.POLL_REMOVE, Opcode.TIMEOUT, Opcode.TIMEOUT_REMOVE, Opcode.LINK_TIMEOUT,
         Opcode.ASYNC_CANCEL,
@@ -39,11 +39,11 @@ _OPERATIONS = frozenset(
 )  # fmt: skip
 
 #: What there are verbs for and what a ring is not given by default: changes of names and of attributes, messages to
-#: other rings, commands to drivers (socket options).
+#: other rings, commands to drivers (socket options), children of the process.
 ON_REQUEST = frozenset(
     {
         Opcode.RENAMEAT, Opcode.UNLINKAT, Opcode.MKDIRAT, Opcode.LINKAT, Opcode.SYMLINKAT,
-        Opcode.SETXATTR, Opcode.FSETXATTR, Opcode.MSG_RING, Opcode.URING_CMD,
+        Opcode.SETXATTR, Opcode.FSETXATTR, Opcode.MSG_RING, Opcode.URING_CMD, Opcode.WAITID,
     }
 )  # fmt: skip
 _REGISTRATIONS = frozenset(Registration) - {Registration.REGISTER_RESTRICTIONS, Registration.REGISTER_ENABLE_RINGS}
@@ -86,8 +86,8 @@ class Restrictions:
         """What `AsyncRing` and everything made on it needs to move bytes, the operations in `more`, and nothing else.
 
         To be asked for are changes to names of files and their attributes (`Opcode.RENAMEAT`, `Opcode.UNLINKAT`,
-        `Opcode.MKDIRAT` ...), messages to other rings (`Opcode.MSG_RING`: `msg_ring()`) and commands to drivers
-        (`Opcode.URING_CMD`: socket options).
+        `Opcode.MKDIRAT` ...), messages to other rings (`Opcode.MSG_RING`: `msg_ring()`), commands to drivers
+        (`Opcode.URING_CMD`: socket options), and waiting for children (`Opcode.WAITID`).
         """
         return cls(opcodes=_OPERATIONS.union(more), registrations=_REGISTRATIONS)
 

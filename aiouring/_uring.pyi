@@ -276,6 +276,41 @@ class _Lib:
         how: int,
         /,
     ) -> int: ...
+    def au_prepare_waitid(
+        self,
+        ring: CRing,
+        user_data: int,
+        opcode: int,
+        number: int,
+        idtype: int,
+        info: CMemory,
+        options: int,
+        how: int,
+        /,
+    ) -> int: ...
+    def au_siginfo_size(self, /) -> int: ...
+    def au_siginfo_read(self, info: CMemory, fields: CMemory, /) -> None: ...
+    def au_prepare_futex(
+        self,
+        ring: CRing,
+        user_data: int,
+        opcode: int,
+        memory: CMemory,
+        capacity: int,
+        start: int,
+        value: int,
+        mask: int,
+        flags: int,
+        how: int,
+        /,
+    ) -> int: ...
+    def au_futex_set(
+        self, waiter: CStruct, memory: CMemory, capacity: int, start: int, value: int, flags: int, /
+    ) -> int: ...
+    def au_prepare_futexes(
+        self, ring: CRing, user_data: int, opcode: int, waiters: CMemory, count: int, how: int, /
+    ) -> int: ...
+    def au_futex_pass_on(self, memory: CMemory, capacity: int, start: int, mask: int, flags: int, /) -> int: ...
     def au_files_register(self, ring: CRing, fds: CMemory, count: int, /) -> int: ...
     def au_files_unregister(self, ring: CRing, /) -> int: ...
     def au_files_update(self, ring: CRing, index: int, fds: CMemory, count: int, /) -> int: ...
@@ -545,6 +580,8 @@ class _Lib:
     AU_MADV_POPULATE_READ: Final[int]
     AU_MADV_POPULATE_WRITE: Final[int]
     AU_MADV_COLLAPSE: Final[int]
+    AU_FUTEX2_SIZE_U32: Final[int]
+    AU_FUTEX2_PRIVATE: Final[int]
     AU_FIXED_FD_NO_CLOEXEC: Final[int]
     AU_FILES_EMPTY: Final[int]
     AU_FILES_SKIP: Final[int]
@@ -591,6 +628,7 @@ class _Lib:
     AU_MAX_VECTORS: Final[int]
     AU_MAX_BUFFER_BYTES: Final[int]
     AU_MAX_CONTROL: Final[int]
+    AU_MAX_FUTEXES: Final[int]
     AU_MAX_FILES: Final[int]
     AU_MAX_NAME: Final[int]
     AU_MESSAGE_HEADER: Final[int]

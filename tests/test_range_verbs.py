@@ -6,6 +6,7 @@ import mmap
 import os
 import resource
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,6 +148,44 @@ async def test_e6_an_older_kernel(ring: AsyncRing, number: int, monkeypatch: pyt
     monkeypatch.setattr("aiouring._features._here", frozenset())
     with pytest.raises(aiouring.UnsupportedKernelError, match="needs Linux 6.9"):
         await ring.ftruncate(number, 1)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for one MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+async def test_g1_no_room(ring: AsyncRing, small: Path) -> None:
+    """ENOSPC: reserving fails and changes nothing, a chain stops at the write that was cut short, and says where."""
+    number = os.open(small / "file", os.O_CREAT | os.O_RDWR)
+    with pytest.raises(OSError) as caught:
+        await ring.fallocate(number, 0, 2 << 20)
+    assert caught.value.errno == errno.ENOSPC
+    assert os.fstat(number).st_size == 0
+    await ring.fallocate(number, 0, 1 << 19)
+    part = bytes(300 << 10)
+    with pytest.raises(OSError, match="request 3 of a chain moved 126976 of 307200 bytes") as caught:
+        async with ring.chain() as chain:
+            for at in range(5):
+                chain.write(number, part, at * len(part))
+            chain.fdatasync(number)
+    assert caught.value.errno == errno.ECANCELED
+    assert [link.done for link in chain] == [True] * 4 + [False] * 2
+    with pytest.raises(OSError) as caught:
+        async with ring.chain() as chain:
+            chain.write(number, part, 1 << 20)
+            chain.fdatasync(number)
+    assert caught.value.errno == errno.ENOSPC
+    os.close(number)
 
 
 # ---- memory --------------------------------------------------------------------------------------------

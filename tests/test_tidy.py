@@ -75,6 +75,8 @@ FLOORS = [
         "_range_verbs",
         "_attribute_verbs",
         "_path_verbs",
+        "_process_verbs",
+        "_futex_verbs",
         "_linked",
         "_receive_stream",
         "_standing_streams",

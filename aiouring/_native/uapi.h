@@ -207,6 +207,13 @@ struct au_open_how {
     uint64_t flags, mode, resolve; /* resolve: AU_RESOLVE_* */
 };
 
+/* One of the words that FUTEX_WAITV waits for.  Since Linux 5.16. */
+struct au_futex_waitv {
+    uint64_t value, address;
+    uint32_t flags; /* AU_FUTEX2_* */
+    uint32_t reserved;
+};
+
 struct au_statx_time {
     int64_t seconds;
     uint32_t nanoseconds;
@@ -467,6 +474,11 @@ enum {
     AU_MADV_COLLAPSE = 25,       /* since Linux 6.1 */
 };
 
+enum {
+    AU_FUTEX2_SIZE_U32 = 0x02,
+    AU_FUTEX2_PRIVATE = 128,
+};
+
 /* How one read or write is done. */
 enum {
     AU_RWF_HIPRI = 1u << 0,
@@ -552,6 +564,7 @@ enum { AU_CLONE_DST_REPLACE = 1u << 1 }; /* since Linux 6.13 */
 #define AU_MAX_BUFFER_BYTES (1LL << 30)
 #define AU_MAX_CONTROL (1 << 20) /* bytes of control data; the kernel has a limit of its own (optmem_max) */
 #define AU_MAX_NAME 128      /* sizeof(struct sockaddr_storage) */
+#define AU_MAX_FUTEXES 128 /* words in one waitv, FUTEX_WAITV_MAX */
 #define AU_MAX_FILES (1 << 20)
 #define AU_MAX_GROUP_ENTRIES 32768
 #define AU_MAX_GROUP_ID 65535
@@ -582,6 +595,7 @@ _Static_assert(sizeof(struct au_mem_region_reg) == 32, "au_mem_region_reg");
 _Static_assert(sizeof(struct au_clock_register) == 16, "au_clock_register");
 _Static_assert(sizeof(struct au_restriction) == 16, "au_restriction");
 _Static_assert(sizeof(struct au_open_how) == 24, "au_open_how");
+_Static_assert(sizeof(struct au_futex_waitv) == 24, "au_futex_waitv");
 _Static_assert(sizeof(struct au_statx_time) == 16, "au_statx_time");
 _Static_assert(sizeof(struct au_statx) == 256, "au_statx");
 AU_ASSERT_OFFSET(au_statx, mode, 28);

@@ -43,4 +43,5 @@
 #include "groups.c"
 #include "senders.c"
 #include "files.c"
+#include "waits.c"
 #include "turn.c"

@@ -117,6 +117,18 @@ int au_prepare_array(au_ring *ring, uint64_t user_data, int opcode, int32_t *arr
 
 int au_prepare_socket_command(au_ring *ring, uint64_t user_data, int opcode, int fd, uint32_t command, uint32_t level,
                               uint32_t option, void *memory, uint32_t length, uint64_t how);
+struct au_futex_waitv { ...; };
+int au_prepare_waitid(au_ring *ring, uint64_t user_data, int opcode, int id, int idtype, void *info, int options,
+                      uint64_t how);
+int64_t au_siginfo_size(void);
+void au_siginfo_read(const void *info, int32_t *fields);
+int au_prepare_futex(au_ring *ring, uint64_t user_data, int opcode, const void *memory, int64_t capacity,
+                     int64_t start, uint32_t value, uint32_t mask, uint32_t flags, uint64_t how);
+int au_futex_set(struct au_futex_waitv *waiter, const void *memory, int64_t capacity, int64_t start, uint32_t value,
+                 uint32_t flags);
+int au_prepare_futexes(au_ring *ring, uint64_t user_data, int opcode, const struct au_futex_waitv *waiters,
+                       uint32_t count, uint64_t how);
+int au_futex_pass_on(const void *memory, int64_t capacity, int64_t start, uint32_t mask, uint32_t flags);
 
 int au_files_register(au_ring *ring, int32_t *fds, uint32_t count);
 int au_files_unregister(au_ring *ring);
