@@ -36,7 +36,7 @@ def test_it_is_closed_with_the_loop(factory: Factory) -> None:
                 with await connection.receive() as chunk:
                     assert bytes(chunk.view) == b"hello"
         assert default_group(ring) is default_group()
-        assert default_group().statistics().count == 1024
+        assert default_group().statistics().count == 128
         assert default_group().size == 65536
         rings.append(ring)
 
