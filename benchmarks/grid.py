@@ -8,6 +8,7 @@ under load at a time, and the others, which sleep, cost nothing.
 import json
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -153,6 +154,7 @@ def measure_grid(contestants: Contestants, load: Path, effort: Effort) -> Round:
                 samples[name][f"CPU per message, {cell}"] = result["cpu"] / max(1, result["messages"])
                 samples[name][f"throughput, {cell}"] = max(1, result["messages"]) / result["wall"]
                 samples[name][f"busy, {cell}"] = result["cpu"] / result["wall"]
+                samples[name][f"load, {cell}"] = result["load"] / result["wall"]
     return samples
 
 
@@ -171,32 +173,34 @@ def _among_idle(name: str, command: Sequence[str], load: Path, cell: Cell, effor
 
 
 def cost_tables(done: Sequence[Round], cells: Sequence[Cell]) -> list[Table]:
-    """CPU time and throughput, a table for each number of connections."""
+    """CPU time and throughput, two tables for each number of connections."""
     tables = []
     for crowd in dict.fromkeys(cell.crowd for cell in cells):
         row_cells = [cell for cell in cells if cell.crowd == crowd]
-        for quantity in ("CPU per message", "throughput", "busy"):
+        for quantity, meaning in _MEANINGS.items():
             table = Table(
-                f"grid: {quantity}; {crowd} connections" + (f", divided by {BASELINE!r}" * (quantity != "busy")),
-                _MEANINGS[quantity],
+                f"grid: {quantity}, {crowd} connections, divided by {BASELINE!r}",
+                meaning,
                 [SIZES[cell.size] for cell in row_cells],
             )
             for name in done[0]:
-                names = [f"{quantity}, {cell}" for cell in row_cells]
-                if quantity == "busy":
-                    row = [Spread(tuple(each[name][column] for each in done)) for column in names]
-                else:
-                    row = [ratio(done, column, name, BASELINE) for column in names]
-                table.rows.append((name, [*row]))
+                table.rows.append((name, [ratio(done, f"{quantity}, {cell}", name, BASELINE) for cell in row_cells]))
             tables.append(table)
+        tables[-1].remarks += [busy_remark(done, row_cells, who) for who in ("busy", "load")]
     return tables
 
 
 _MEANINGS = {
     "CPU per message": "User and system time of the server; lower is better.  Median over the rounds (min..max).",
     "throughput": "Messages per second; higher is better, but the load's core limits it too.",
-    "busy": "The server's CPU time divided by wall time; at 1 it never waited for the load, nor for its core.",
 }
+
+
+def busy_remark(done: Sequence[Round], cells: Sequence[Cell], who: str) -> str:
+    """How much of the time a core worked: near 1, it was what limited the throughput."""
+    values = [statistics.median(each[name][f"{who}, {cell}"] for each in done) for cell in cells for name in done[0]]
+    side = {"busy": "the servers", "load": "the load"}[who]
+    return f"busy, of the wall time: {side} {min(values):.2f} to {max(values):.2f}"
 
 
 def target_table(done: Sequence[Round], cells: Sequence[Cell], name: str) -> Table:
