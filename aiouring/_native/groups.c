@@ -304,7 +304,7 @@ int au_prepare_multishot(au_ring *ring, uint64_t user_data, int opcode, int fd, 
         rc = enter_in_table(group);
     if (rc == 0)
         rc = au_prepare_select(ring, user_data, opcode, fd, group, 0, 0, 0,
-                               opcode == AU_OP_RECV ? how | AU_RECV_MULTISHOT << 16 : how);
+                               opcode == AU_OP_READ_MULTISHOT ? how : how | AU_RECV_MULTISHOT << 16);
     if (rc == 0)
         ring->sqes[(ring->filled - 1) & ring->sq_mask].file_index = (int32_t)total; /* optlen, here */
     return rc;
