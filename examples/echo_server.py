@@ -77,7 +77,7 @@ def listen(host: str, port: int) -> socket.socket:
 def print_statistics(name: str, statistics: aiouring.RingStatistics | aiouring.BufferRingStatistics) -> None:
     """Print one line of counts."""
     counts = dataclasses.asdict(statistics).items()
-    print(f"{name}:", ", ".join(f"{key} {value:,}" for key, value in counts), flush=True)
+    print(f"{name}:", ", ".join(f"{key} {value:,}" for key, value in counts if value is not None), flush=True)
 
 
 # ---- the check: plain sockets in another process, where a mistake of ours cannot hide ------------------

@@ -107,7 +107,8 @@ def bound(host: str, port: int) -> socket.socket:
 
 def print_counts(name: str, counts: Any) -> None:
     """Print one line of counts."""
-    print(f"{name}:", ", ".join(f"{key} {value:,}" for key, value in dataclasses.asdict(counts).items()), flush=True)
+    found = dataclasses.asdict(counts).items()
+    print(f"{name}:", ", ".join(f"{key} {value:,}" for key, value in found if value is not None), flush=True)
 
 
 # ---- the check: plain sockets in another process, where a mistake of ours cannot hide ------------------
