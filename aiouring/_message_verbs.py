@@ -13,7 +13,7 @@ from aiouring._messages import Ancillary, ReceiveMessage, SendMessage, checked, 
 from aiouring._multishot import most_pending
 from aiouring._receive_stream import MessageStream
 from aiouring._received_message import ProvidedMessage, ReceivedMessage, message_of
-from aiouring._receiving_messages import ReceivingMessages, room_for
+from aiouring._receiving_messages import ReceivingMessages, check_whole, room_for
 from aiouring._request import Kept
 from aiouring._socket_verbs import SocketVerbs, type_of
 from aiouring._uring import ffi, lib
@@ -151,6 +151,7 @@ class MessageVerbs(SocketVerbs):
     ) -> ReceivedMessage:
         if flags:
             raise ValueError(f"flags={flags:#x}: none can be given with a group")
+        check_whole(group)
         number, file, how = resolve(sock)
         flags = int(socket.MSG_CMSG_CLOEXEC)
         if type_of(sock, number) != socket.SOCK_STREAM:

@@ -37,8 +37,18 @@ _SHIFT = lib.AU_CQE_BUFFER_SHIFT
 _NAME_BYTES: dict[int, int] = {socket.AF_INET: 16, socket.AF_INET6: 28, socket.AF_UNIX: 110}
 
 
+def check_whole(group: BufferRing) -> None:
+    """Refuse a group that gives out its buffers in parts."""
+    if group.incremental:
+        raise ValueError(
+            f"group {group.group_id} gives out its buffers in parts, and a message takes a whole one: use a group "
+            "without incremental=True"
+        )
+
+
 def room_for(group: BufferRing, family: int, name_size: int | None, ancillary_size: int) -> tuple[int, int]:
     """How many bytes of each buffer names and control data get; `ValueError` where nothing is left for a payload."""
+    check_whole(group)
     name = _NAME_BYTES.get(family, lib.AU_MAX_NAME) if name_size is None else name_size
     if not 0 <= name <= lib.AU_MAX_NAME:
         raise ValueError(f"name_size={name} is outside 0 to {lib.AU_MAX_NAME}")

@@ -9,10 +9,11 @@ import errno
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from aiouring._buffer_ring import BufferRing, ProvidedBuffer
+from aiouring._buffer_ring import BufferRing
 from aiouring._errors import failure
 from aiouring._lease import Lease
 from aiouring._line import wake
+from aiouring._received_message import ReceivedMessage
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
@@ -75,9 +76,13 @@ class Sending:
         return bool(self.raw.in_flight)
 
     def write(self, data: Any) -> None:
-        """Queue `data` behind what is queued."""
+        """Queue `data` behind what is queued.
+
+        A buffer of the group, or a part of one, goes to the C core by its number; not so a message, whose payload
+        begins somewhere inside the buffer.
+        """
         group = self._group
-        if type(data) is ProvidedBuffer and data._home is group:  # a message's payload starts further in
+        if isinstance(data, Lease) and data._home is group and type(data) is not ReceivedMessage:
             if data.ended or data.pins or data._view is not None:
                 data.hand_over()
             else:

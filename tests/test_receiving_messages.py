@@ -173,6 +173,16 @@ async def test_buffers_that_are_too_small(ring: aiouring.AsyncRing, pair: Pair) 
             assert bytes(message.view) == b"x"
 
 
+@pytest.mark.needs("incremental buffer rings")
+async def test_groups_that_give_out_parts(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """A message takes a whole buffer: a group that gives out parts is refused at once, by its number."""
+    group = ring.register_buffer_ring(count=2, size=4096, incremental=True)
+    with pytest.raises(ValueError, match=f"group {group.group_id} gives out its buffers in parts, and a message"):
+        ring.recvmsg_multishot(pair[0], group)
+    with pytest.raises(ValueError, match=f"group {group.group_id} gives out its buffers in parts, and a message"):
+        await ring.recvmsg(pair[0], group)
+
+
 async def test_one_reader(ring: aiouring.AsyncRing, pair: Pair) -> None:
     """A socket has one receive at a time, and a stream one reader."""
     group = group_of(ring)

@@ -283,3 +283,18 @@ async def test_closing_after_the_ring_gave_up_on_a_send(
     async with asyncio.timeout(10):
         await connection.aclose()
     GRAVEYARD.pop()
+
+
+@pytest.mark.needs("incremental buffer rings")
+async def test_parts_of_buffers_go_to_the_core(ring: aiouring.AsyncRing) -> None:
+    """A part of a buffer is handed over as a whole one is: nothing is kept here for it, and no event is needed."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    group = ring.register_buffer_ring(count=2, size=4096, incremental=True)
+    async with aiouring.Connection(ring, near, group) as connection:
+        far.send(b"hello")
+        connection.write(await connection.receive())
+        assert connection._sending._kept is None
+        await connection.send([])
+        assert far.recv(9) == b"hello"
+    far.close()
