@@ -19,8 +19,8 @@ from aiouring._direct_verbs import DirectVerbs, close_slot
 from aiouring._driver import Driver
 from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._file_verbs import FileVerbs
-from aiouring._inbox_verbs import InboxVerbs
 from aiouring._futex_verbs import FutexVerbs
+from aiouring._inbox_verbs import InboxVerbs
 from aiouring._linked import ChainVerbs
 from aiouring._listener_verbs import ListenerVerbs
 from aiouring._message_verbs import MessageVerbs
