@@ -3,6 +3,7 @@
 from aiouring._abi import CompletionFlags, Features, Opcode, Registration, SetupFlags, SubmissionFlags
 from aiouring._async_ring import AsyncRing, RingStatistics
 from aiouring._buffer_ring import BufferRing, BufferRingStatistics, ProvidedBuffer
+from aiouring._bundle import ProvidedBundle
 from aiouring._chaining import Link
 from aiouring._connection import Connection, ConnectionStatistics
 from aiouring._default_ring import default_group, default_ring
@@ -78,6 +79,7 @@ __all__ = [
     "PollStream",
     "Probe",
     "ProvidedBuffer",
+    "ProvidedBundle",
     "ReadWriteFlags",
     "ReceiveStream",
     "ReceivedMessage",

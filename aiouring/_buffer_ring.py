@@ -114,6 +114,9 @@ class BufferRing(Shortage):
 
     def _register(self, ring: CoreRing) -> int:
         """Show the group to the kernel."""
+        # Python's memory, as that of the C group: they live and die together.
+        self._shares = ffi.new("struct au_share[]", self._capacity)
+        lib.au_group_share(self.raw, self._shares, self.incremental, ring.attended)
         return lib.au_group_register(self.raw)
 
     def __del__(self, close: Callable[[Any], None] = lib.au_group_close) -> None:
@@ -172,8 +175,15 @@ class BufferRing(Shortage):
         self.private.limit = len(self)
         self._attendant.ask_for_turn()
 
-    def most_pending(self) -> int:
-        """How many chunks of one stream may wait for its reader, where nobody says."""
+    def most_pending(self, wanted: int | None) -> int:
+        """How many chunks of one stream may wait for its reader, as it wants or by default."""
+        if wanted is None:
+            return self._usually_pending()
+        if wanted < 1:
+            raise ValueError(f"max_pending={wanted} is less than 1")
+        return wanted
+
+    def _usually_pending(self) -> int:
         return min(64, max(1, len(self) // 8))
 
     def most_at_once(self, pending: int) -> int:

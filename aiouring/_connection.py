@@ -23,7 +23,7 @@ from aiouring._errors import RingClosedError, kernel_error
 from aiouring._features import require
 from aiouring._framing import LIMIT, Framing
 from aiouring._lease import Lease
-from aiouring._multishot import Receiving, most_pending
+from aiouring._multishot import Receiving
 from aiouring._sending import Sending
 from aiouring._uring import lib
 from aiouring._verbs import Bytes
@@ -57,20 +57,26 @@ class Connection:
     """
 
     def __init__(
-        self, ring: AsyncRing, sock: socket.socket, group: BufferRing, *, max_pending: int | None = None
+        self,
+        ring: AsyncRing,
+        sock: socket.socket,
+        group: BufferRing,
+        *,
+        max_pending: int | None = None,
+        bundle: bool = False,
     ) -> None:
         self._closed = True
         if not isinstance(group, BufferRing):
             raise TypeError(f"a BufferRing from register_buffer_ring() is needed, not {type(group).__name__}")
         if sock.type != socket.SOCK_STREAM:
             raise ValueError(f"a connection is a stream socket, not {sock.type!r}")
-        require("multishot receive")
-        high = most_pending(group, max_pending)
+        require("bundles" if bundle else "multishot receive")
+        high = group.most_pending(max_pending)
         self._driver = driver = ring._claim(sock)
         self._socket = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
         self._socket.setblocking(False)  # noqa: FBT003 - the standard library's signature
         number = self._socket.fileno()
-        self._receiving = Receiving(driver, number, None, 0, group, high, keeps_boundaries=False)
+        self._receiving = Receiving(driver, number, None, 0, group, high, keeps_boundaries=False, bundle=bundle)
         self._sending = Sending(driver, number, group)
         self.write = self._sending.write  # type: ignore[method-assign]  # on every message's way: spare it a call
         self._framing: Framing | None = None

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from aiouring._buffer_ring import BufferRing, ProvidedBuffer, end_of_stream
 from aiouring._errors import failure
-from aiouring._lease import NOT_HELD, Arena, failure_released
+from aiouring._lease import NOT_HELD, failure_released
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
-    from aiouring._ring import CoreRing
     from aiouring._uring import CMemory
 
 _BUFFER_SHIFT = lib.AU_CQE_BUFFER_SHIFT
@@ -52,19 +51,15 @@ class ProvidedPart(ProvidedBuffer):
     __slots__ = ("_exporter",)
     _home: "IncrementalBufferRing"
 
-    def __init__(self, home: "IncrementalBufferRing", arena: Arena, number: int, length: int) -> None:
-        super().__init__(home, arena, number, length)
-        self._exporter: Any = None  # of views, made with the first
-
     @property
     def view(self) -> memoryview:
         """The part's bytes, writable, until it is released.  Raises `ValueError` after that."""
         view = self._view
         if view is None:
-            if self._exporter is None:
-                self._exporter = ffi.buffer(self.memory(), self.length)
-            elif self.ended:
+            if self.ended:
                 raise failure_released(self.shown)
+            if not hasattr(self, "_exporter"):  # of this and later views
+                self._exporter: Any = ffi.buffer(self.memory(), self.length)
             view = self._view = memoryview(self._exporter)
         return view
 
@@ -88,7 +83,8 @@ class ProvidedPart(ProvidedBuffer):
 
     def unpinned(self) -> None:
         """Nobody has the lease any more: the part comes back when the last view of it dies."""
-        exporter, self._exporter = self._exporter, None
+        exporter = getattr(self, "_exporter", None)
+        self._exporter = None
         self._home.take_back_after(self.number, exporter)
 
 
@@ -102,19 +98,12 @@ class IncrementalBufferRing(BufferRing):
     lease = ProvidedPart
     incremental = True
 
-    def _register(self, ring: "CoreRing") -> int:
-        # Python's memory, as that of the C group: they live and die together.
-        self._shares = ffi.new("struct au_share[]", self.max_count)
-        lib.au_group_share(self.raw, self._shares, ring.attended)
-        return super()._register(ring)
-
     def most_at_once(self, pending: int) -> int:
         """How many bytes one stream may receive before anybody looks: an eighth of all, and a buffer at least."""
         return max(self.size, len(self) * self.size // 8)
 
-    def most_pending(self) -> int:
-        """How many chunks of one stream may wait: they may be small, so their number says little about buffers."""
-        return 64
+    def _usually_pending(self) -> int:
+        return 64  # chunks may be small, so their number says little about buffers
 
     def resume_at(self, pending: int) -> int:
         """None: chunks may be as large as buffers, so it is the bytes received at once that bound a stream."""

@@ -10,7 +10,6 @@ from aiouring._address import unpack_address
 from aiouring._buffer_ring import BufferRing
 from aiouring._features import require
 from aiouring._messages import Ancillary, ReceiveMessage, SendMessage, checked, new_message
-from aiouring._multishot import most_pending
 from aiouring._receive_stream import MessageStream
 from aiouring._received_message import ProvidedMessage, ReceivedMessage, message_of
 from aiouring._receiving_messages import ReceivingMessages, check_whole, room_for
@@ -206,10 +205,10 @@ class MessageVerbs(SocketVerbs):
         number, file, how = resolve(sock)
         driver = self._before_stream(sock, group)
         room = room_for(group, getattr(sock, "family", 0), name_size, ancillary_size)
-        high, kind = most_pending(group, max_pending), type_of(sock, number)
+        high, kind = group.most_pending(max_pending), type_of(sock, number)
         receiving = ReceivingMessages(driver, number, file, how, group, high, kind=kind, room=room)
         self._receiving[sock] = receiving
-        return MessageStream(receiving, partial(self._receiving.pop, sock, None))
+        return MessageStream(receiving, receiving.__anext__, partial(self._receiving.pop, sock, None))
 
     @overload
     async def recvfrom(self, sock: File, size: int) -> tuple[bytes, Any]: ...

@@ -26,6 +26,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from aiouring._buffer_ring import BufferRing, ProvidedBuffer, end_of_stream, private_copy
+from aiouring._bundle import ProvidedBundle
 from aiouring._errors import BuffersExhaustedError, ResourceBusyError, RingClosedError, kernel_error
 from aiouring._line import wake
 from aiouring._private_receives import DATA_FIRST, Shorthanded
@@ -45,19 +46,11 @@ _BUFFER = lib.AU_CQE_F_BUFFER
 _MORE = lib.AU_CQE_F_MORE
 _TAKEN = lib.AU_CQE_TAKEN
 _SHIFT = lib.AU_CQE_BUFFER_SHIFT
+_BUNDLE = lib.AU_RECVSEND_BUNDLE << 16  # in what goes into ioprio
 
 
 #: What came before, for all whom nothing did: an empty deque is larger than all else that an idle connection has.
 _NOTHING: "deque[ProvidedBuffer]" = deque()
-
-
-def most_pending(group: BufferRing, wanted: int | None) -> int:
-    """How many chunks of one stream may wait for its reader."""
-    if wanted is None:
-        return group.most_pending()
-    if wanted < 1:
-        raise ValueError(f"max_pending={wanted} is less than 1")
-    return wanted
 
 
 class Receiving(Shorthanded):
@@ -85,9 +78,18 @@ class Receiving(Shorthanded):
     )
 
     def __init__(
-        self, driver: "Driver", fd: int, file: Any, how: int, group: BufferRing, high: int, *, keeps_boundaries: bool
+        self,
+        driver: "Driver",
+        fd: int,
+        file: Any,
+        how: int,
+        group: BufferRing,
+        high: int,
+        *,
+        keeps_boundaries: bool,
+        bundle: bool = False,
     ) -> None:
-        super().__init__(driver, fd, file, how)
+        super().__init__(driver, fd, file, how | (_BUNDLE if bundle else 0))
         self._retired: Callable[[], object] | None = None
         self._new_future = driver.new_future
         self.group: BufferRing = group
@@ -147,6 +149,17 @@ class Receiving(Shorthanded):
             return result if result != 0 else end_of_stream()  # a private chunk, or an empty datagram
         group = self.group
         return group.lease(group, group.arena, flags >> _SHIFT, result)
+
+    async def next_bundle(self) -> ProvidedBundle:
+        """All that is there, at least one chunk.  Cancelling this takes nothing."""
+        chunks = [await self.__anext__(), *self._early]
+        self._early.clear()
+        group, lease = self.group, self.group.lease
+        for result, flags in self._arrivals:
+            chunks.append(lease(group, group.arena, flags >> _SHIFT, result) if flags else result)
+        self._arrivals.clear()
+        self._arm()
+        return ProvidedBundle(tuple(chunks))
 
     def _bring_back(self) -> None:
         """What came for a receive before this one comes first."""

@@ -2,28 +2,36 @@
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from aiouring._buffer_ring import ProvidedBuffer
+    from aiouring._bundle import ProvidedBundle
     from aiouring._multishot import Receiving
+    from aiouring._provided_buffer import ProvidedBuffer
     from aiouring._received_message import ReceivedMessage
-    from aiouring._receiving_messages import ReceivingMessages
+
+Chunk = TypeVar("Chunk", bound="ProvidedBuffer | ProvidedBundle | ReceivedMessage")
 
 
-class ReceiveStream:
-    """Chunks as they arrive, each a lent buffer; ends at the end of the stream.
+class ReceiveStream(Generic[Chunk]):
+    """Chunks as they arrive, each a lent buffer, or a bundle of them; ends at the end of the stream.
 
     Leaving the `async for` drops the stream, which ends it as `aclose()` does, without waiting.  Whatever
     arrived and was not taken goes to the next receive on the socket.
     """
 
-    __slots__ = ("_forget", "_receiving")
+    __slots__ = ("_forget", "_next", "_receiving")
 
-    def __init__(self, receiving: "Receiving", forget: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        receiving: "Receiving",
+        following: "Callable[[], Coroutine[None, None, Chunk]]",
+        forget: Callable[[], object],
+    ) -> None:
         self._receiving = receiving
+        self._next = following
         self._forget = forget
 
     def __repr__(self) -> str:
@@ -32,7 +40,7 @@ class ReceiveStream:
     def __aiter__(self) -> Self:
         return self
 
-    def __anext__(self) -> "Coroutine[None, None, ProvidedBuffer]":
+    def __anext__(self) -> "Coroutine[None, None, Chunk]":
         """The next chunk.  Cancelling it loses nothing: what arrives stays here.
 
         Raises:
@@ -41,7 +49,7 @@ class ReceiveStream:
             ResourceBusyError: another task is already waiting for the next chunk.
             BuffersExhaustedError: the group is empty, and was registered with on_empty="raise".
         """
-        return self._receiving.__anext__()
+        return self._next()
 
     @property
     def pending(self) -> int:
@@ -71,7 +79,7 @@ class ReceiveStream:
             self._receiving.retire_soon(self._forget)
 
 
-class MessageStream(ReceiveStream):
+class MessageStream(ReceiveStream["ReceivedMessage"]):
     """Messages as they arrive, each with its sender's address and its control data, in a lent buffer.
 
     Leaving the `async for` drops the stream, which ends it as `aclose()` does, without waiting.  Whatever arrived and
@@ -79,11 +87,3 @@ class MessageStream(ReceiveStream):
     """
 
     __slots__ = ()
-
-    if TYPE_CHECKING:
-
-        def __init__(self, receiving: ReceivingMessages, forget: Callable[[], object]) -> None:
-            """A stream is made by `AsyncRing.recvmsg_multishot()`."""
-
-        def __anext__(self) -> Coroutine[None, None, ReceivedMessage]:
-            """The next message, see `ReceiveStream`; the stream of a socket of datagrams never ends by itself."""

@@ -4,15 +4,16 @@ import errno
 import os
 import socket
 from functools import partial
-from typing import Any
+from typing import Any, Literal, overload
 
 from aiouring._address import pack_address
 from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer, end_of_stream, private_copy
+from aiouring._bundle import ProvidedBundle
 from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._driver import Driver
 from aiouring._errors import RingClosedError, note_written_before
 from aiouring._features import require
-from aiouring._multishot import Receiving, most_pending
+from aiouring._multishot import Receiving
 from aiouring._private_receives import DATA_FIRST, receive_privately
 from aiouring._receive_stream import ReceiveStream
 from aiouring._request import Accept, ProvidedReceive, Receive, Request, Write
@@ -133,7 +134,19 @@ class SocketVerbs(Verbs):
         request.let_go()  # an empty datagram may have taken a buffer
         return end_of_stream()
 
-    def recv_multishot(self, sock: File, group: BufferRing, *, max_pending: int | None = None) -> ReceiveStream:
+    @overload
+    def recv_multishot(
+        self, sock: File, group: BufferRing, *, max_pending: int | None = ..., bundle: Literal[False] = ...
+    ) -> ReceiveStream[ProvidedBuffer]: ...
+
+    @overload
+    def recv_multishot(
+        self, sock: File, group: BufferRing, *, max_pending: int | None = ..., bundle: Literal[True]
+    ) -> ReceiveStream[ProvidedBundle]: ...
+
+    def recv_multishot(
+        self, sock: File, group: BufferRing, *, max_pending: int | None = None, bundle: bool = False
+    ) -> ReceiveStream[ProvidedBuffer] | ReceiveStream[ProvidedBundle]:
         """Keep a receive armed; `async for` its chunks, each a lent buffer, until the end of the stream.
 
         One request serves the whole stream, so a chunk costs less than with `recv`.  The kernel receives while
@@ -142,19 +155,30 @@ class SocketVerbs(Verbs):
         line, and the data stays in the socket, unless the group's `on_empty` says otherwise.  Use `async with`, or
         leave the loop: both end the receive, and what arrived and was not taken is the next receive's.
 
+        With `bundle` one completion may bring several buffers, and a chunk is a `ProvidedBundle` of all that is there:
+        for large messages in smaller buffers, a quarter to a third less work than with chunks of one buffer each.
+
         Raises:
+            ValueError: bundles of a socket that is no stream socket.
             ResourceBusyError: another receive is waiting on this socket.
+            UnsupportedKernelError: before Linux 6.0, or 6.10 for bundles.
 
         Since Linux 6.0.  See io_uring_prep_recv_multishot(3).
         """
-        require("multishot receive")
+        require("bundles" if bundle else "multishot receive")
         number, file, how = resolve(sock)
         driver = self._before_stream(sock, group)
-        high = most_pending(group, max_pending)
-        boundaries = type_of(sock, number) == socket.SOCK_DGRAM
-        receiving = Receiving(driver, number, file, how, group, high, keeps_boundaries=boundaries)
+        high = group.most_pending(max_pending)
+        kind = type_of(sock, number)
+        if bundle and kind != socket.SOCK_STREAM:
+            raise ValueError("bundles are for stream sockets: they would not say where a message ends")
+        boundaries = kind == socket.SOCK_DGRAM
+        receiving = Receiving(driver, number, file, how, group, high, keeps_boundaries=boundaries, bundle=bundle)
         self._receiving[sock] = receiving
-        return ReceiveStream(receiving, partial(self._receiving.pop, sock, None))
+        forget = partial(self._receiving.pop, sock, None)
+        if bundle:
+            return ReceiveStream(receiving, receiving.next_bundle, forget)
+        return ReceiveStream(receiving, receiving.__anext__, forget)
 
     def _before_stream(self, sock: File, group: BufferRing) -> Driver:
         """The driver, if a stream of what `sock` receives may begin."""

@@ -36,6 +36,7 @@ class CBuffers:
     registered: int
 
 class CGroup:
+    owner: Any
     count: int
     with_kernel: int
     unpublished: int
@@ -336,7 +337,7 @@ class _Lib:
     def au_group_init(
         self, group: CGroup, ring: CRing, base: CMemory, size: int, count: int, group_id: int, /
     ) -> int: ...
-    def au_group_share(self, group: CGroup, shares: CMemory, tagged: int, /) -> None: ...
+    def au_group_share(self, group: CGroup, shares: CMemory, incremental: int, tagged: int, /) -> None: ...
     def au_group_take_part(self, group: CGroup, flags: int, length: int, /) -> int: ...
     def au_group_forget(self, group: CGroup, /) -> None: ...
     def au_group_register(self, group: CGroup, /) -> int: ...
@@ -507,6 +508,7 @@ class _Lib:
     AU_RECVSEND_FIXED_BUF: Final[int]
     AU_SEND_ZC_REPORT_USAGE: Final[int]
     AU_RECV_MULTISHOT: Final[int]
+    AU_RECVSEND_BUNDLE: Final[int]
     AU_ACCEPT_MULTISHOT: Final[int]
     AU_POLL_ADD_MULTI: Final[int]
     AU_CANCEL_ALL: Final[int]

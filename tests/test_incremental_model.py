@@ -68,7 +68,7 @@ class Buffers:
         self.group = ffi.new("au_group *", {"owner": count})
         self.shares = ffi.new("struct au_share[]", count)
         assert lib.au_group_init(self.group, ring.raw, self.arena.base, size, count, 5) == 0
-        lib.au_group_share(self.group, self.shares, 0)
+        lib.au_group_share(self.group, self.shares, 1, 0)
         self.entries = register_and_find(self.group)
         self.order = list(range(count))  # those the kernel has, as it will fill them
         self.used = 0  # bytes of the first of them

@@ -141,7 +141,7 @@ async def test_bad_max_pending(ring: aiouring.AsyncRing, pair: Pair, wrong: int)
     with pytest.raises(ValueError, match=f"max_pending={wrong}"):
         ring.recv_multishot(pair[0], group, max_pending=wrong)
     with pytest.raises(TypeError, match="BufferRing"):
-        ring.recv_multishot(pair[0], "group")  # type: ignore[arg-type]
+        ring.recv_multishot(pair[0], "group")  # type: ignore[call-overload]
 
 
 async def test_closing_ends_a_reader(ring: aiouring.AsyncRing, pair: Pair) -> None:

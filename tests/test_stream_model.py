@@ -16,7 +16,7 @@ from aiouring import BufferRing, Connection, ProvidedBuffer
 
 Next = Callable[[], Awaitable[ProvidedBuffer]]
 
-SEEDS = range(6)
+SEEDS = range(8)
 
 
 async def check_stream(random: Random, following: Next, expected: bytes, held: list[ProvidedBuffer], most: int) -> int:
@@ -60,6 +60,21 @@ async def feed(random: Random, sock: socket.socket, data: bytes) -> None:
     sock.shutdown(socket.SHUT_WR)
 
 
+async def read_bundles(
+    random: Random, ring: aiouring.AsyncRing, sock: socket.socket, group: BufferRing, most: int | None, expected: bytes
+) -> int:
+    """Take bundles until, now and then, we break off; returns how many bytes came."""
+    count = 0
+    async with ring.recv_multishot(sock, group, max_pending=most, bundle=True) as stream:
+        async for bundle in stream:
+            with bundle:
+                assert bytes(bundle) == expected[count : count + len(bundle)], f"at byte {count}"
+                count += len(bundle)
+            if random.random() < 0.1:
+                break
+    return count
+
+
 async def read_in_turns(random: Random, ring: aiouring.AsyncRing, group: BufferRing, data: bytes) -> None:
     """Read one socket by streams and single receives that follow one another, each of which is broken off."""
     left, right = socket.socketpair()
@@ -73,6 +88,9 @@ async def read_in_turns(random: Random, ring: aiouring.AsyncRing, group: BufferR
                 at += len(chunk)
         else:
             pending = random.choice((None, 1, 2, 5, 1000))
+            if random.random() < 0.5:
+                at += await read_bundles(random, ring, left, group, pending, data[at:])
+                continue
             async with ring.recv_multishot(left, group, max_pending=pending) as stream:
                 at += await check_stream(random, stream.__anext__, data[at:], held, 1)
         while held:
@@ -129,7 +147,8 @@ async def converse(random: Random, ring: aiouring.AsyncRing, group: BufferRing, 
     data = random.randbytes(random.choice((1, 2000, 20_000)))
     rude = random.random() < 0.3
     loop = asyncio.get_running_loop()
-    connection = Connection(ring, left, group, max_pending=random.choice((None, 1, 3, 100)))
+    pending, bundle = random.choice((None, 1, 3, 100)), random.random() < 0.5
+    connection = Connection(ring, left, group, max_pending=pending, bundle=bundle)
     echoing = asyncio.ensure_future(answer(random, connection, other))
     feeding = asyncio.ensure_future(feed(random, right, data))
     if rude:

@@ -36,6 +36,7 @@ FLOORS = [
         "_registered_memory",
         "_fixed_buffer",
         "_provided_buffer",
+        "_bundle",
         "_direct_descriptor",
     ],
     [

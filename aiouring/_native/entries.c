@@ -321,7 +321,7 @@ int au_prepare_select(au_ring *ring, uint64_t user_data, int opcode, int fd, au_
         return AU_CLOSED;
     if (length < 0 || length > group->size)
         return AU_BAD_LENGTH;
-    int rc = group->shares ? check_shares(group, user_data, opcode, fd, how) : 0;
+    int rc = group->incremental ? check_shares(group, user_data, opcode, fd, how) : 0;
     if (rc == 0)
         rc = next_entry(ring, user_data, opcode, fd, how | AU_SQE_BUFFER_SELECT, &sqe);
     if (rc < 0)

@@ -55,8 +55,10 @@ static void write_buffer(au_group *group, uint32_t behind, uint32_t buffer_id)
     entry->addr = (uint64_t)(uintptr_t)(group->base + (uint64_t)buffer_id * group->size);
     entry->len = group->size;
     entry->bid = (uint16_t)buffer_id;
-    if (group->shares)
+    if (group->shares) {
         group->shares[buffer_id].used = 0;
+        group->shares[buffer_id].place = (uint16_t)(group->tail + behind);
+    }
 }
 
 /* Behind the tail lie the `unpublished`, which the next turn shows to the kernel, and then the `added`, which
@@ -108,7 +110,7 @@ int au_group_register(au_group *group)
 {
     struct au_buf_reg reg = {.ring_addr = (uint64_t)(uintptr_t)group->entries,
                              .ring_entries = group->capacity, .bgid = group->group_id,
-                             .flags = group->shares ? AU_PBUF_RING_INC : 0};
+                             .flags = group->incremental ? AU_PBUF_RING_INC : 0};
     int rc = group->tagged ? enter_in_table(group) : 0;
     if (rc == 0)
         rc = au_ring_register(group->ring, AU_REGISTER_PBUF_RING, &reg, 1);
@@ -147,7 +149,7 @@ int au_group_take(au_group *group, uint32_t buffer_id)
 {
     if (buffer_id >= group->count)
         return AU_BAD_INDEX;
-    if (group->owner[buffer_id] != WITH_KERNEL || group->with_kernel == 0 || group->shares)
+    if (group->owner[buffer_id] != WITH_KERNEL || group->with_kernel == 0 || group->incremental)
         return AU_NOT_LENT;
     group->owner[buffer_id] = LENT;
     group->with_kernel--;
@@ -171,12 +173,12 @@ static void queue_group(au_group *group)
 int au_group_release(au_group *group, uint64_t part)
 {
     uint32_t buffer_id = part & AU_BUFFER_ID_MASK;
-    if (buffer_id >= group->count || (part != buffer_id && !group->shares))
+    if (buffer_id >= group->count || (part != buffer_id && !group->incremental))
         return AU_BAD_INDEX;
     int rc = group->registered ? au_ring_check(group->ring) : 0;
     if (rc < 0 && rc != AU_CLOSED)
         return rc;
-    int last = group->shares ? return_part(group, buffer_id) : 1;
+    int last = group->incremental ? return_part(group, buffer_id) : 1;
     if (last <= 0)
         return last;
     if (group->owner[buffer_id] != LENT)
@@ -221,9 +223,9 @@ int au_group_add(au_group *group, uint64_t part)
     int rc = check_group(group);
     if (rc < 0)
         return rc;
-    if (buffer_id >= group->count || (part != buffer_id && !group->shares))
+    if (buffer_id >= group->count || (part != buffer_id && !group->incremental))
         return AU_BAD_INDEX;
-    int last = group->shares ? return_part(group, buffer_id) : 1;
+    int last = group->incremental ? return_part(group, buffer_id) : 1;
     if (last <= 0)
         return last < 0 ? last : 1;
     if (group->owner[buffer_id] != LENT)
@@ -305,8 +307,10 @@ int au_prepare_multishot(au_ring *ring, uint64_t user_data, int opcode, int fd, 
     if (rc == 0)
         rc = au_prepare_select(ring, user_data, opcode, fd, group, 0, 0, 0,
                                opcode == AU_OP_READ_MULTISHOT ? how : how | AU_RECV_MULTISHOT << 16);
-    if (rc == 0)
+    if (rc == 0) {
         ring->sqes[(ring->filled - 1) & ring->sq_mask].file_index = (int32_t)total; /* optlen, here */
+        group->bundled |= (how >> 16 & AU_RECVSEND_BUNDLE) != 0;
+    }
     return rc;
 }
 

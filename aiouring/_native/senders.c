@@ -106,9 +106,9 @@ int au_sender_add_buffer(au_sender *sender, au_group *group, uint64_t part, uint
 {
     uint32_t buffer_id = part & AU_BUFFER_ID_MASK;
     uint64_t begin = part >> AU_BUFFER_ID_BITS;
-    if (group->ring != sender->ring || buffer_id >= group->count || (begin && !group->shares))
+    if (group->ring != sender->ring || buffer_id >= group->count || (begin && !group->incremental))
         return AU_BAD_INDEX;
-    if (group->shares ? !part_is_lent(group, buffer_id, begin, length) : group->owner[buffer_id] != LENT)
+    if (group->incremental ? !part_is_lent(group, buffer_id, begin, length) : group->owner[buffer_id] != LENT)
         return AU_NOT_LENT;
     if (length == 0 || length > group->size)
         return AU_BAD_LENGTH;

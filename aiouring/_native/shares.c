@@ -22,10 +22,11 @@
 #include "uring.h"
 
 /* To be called between au_group_init() and au_group_register(). */
-void au_group_share(au_group *group, struct au_share *shares, int tagged)
+void au_group_share(au_group *group, struct au_share *shares, int incremental, int tagged)
 {
     group->shares = shares;
-    group->tagged = tagged != 0;
+    group->incremental = incremental != 0;
+    group->tagged = incremental && tagged;
 }
 
 /* Whether a request may take parts, as those do that move on by what they got: 0, or what is wrong with it. */
@@ -47,7 +48,7 @@ static int check_shares(const au_group *group, uint64_t user_data, int opcode, i
 int64_t au_group_take_part(au_group *group, uint32_t flags, int64_t length)
 {
     uint32_t buffer_id = flags >> AU_CQE_BUFFER_SHIFT;
-    if (!group->shares || buffer_id >= group->count)
+    if (!group->incremental || buffer_id >= group->count)
         return AU_BAD_INDEX;
     if (group->owner[buffer_id] != WITH_KERNEL || group->with_kernel == 0)
         return AU_NOT_LENT;
@@ -68,17 +69,22 @@ int64_t au_group_take_part(au_group *group, uint32_t flags, int64_t length)
     return start;
 }
 
-/* Take the part that a completion names, in the turn that finds it, and write where it begins into the event.  Bytes
- * that cannot be where the kernel says that they are become an error. */
+/* Bytes that cannot be where the kernel says that they are become an error. */
+static uint32_t unfounded(int64_t *event)
+{
+    event[1] = -EIO;
+    event[2] = 0;
+    return 1;
+}
+
+/* Take the part that a completion names, in the turn that finds it, and write where it begins into the event. */
 static void take_part_for(au_group *group, int64_t *event)
 {
     int64_t start = au_group_take_part(group, (uint32_t)event[2], event[1]);
-    if (start >= 0) {
+    if (start >= 0)
         event[2] |= AU_CQE_TAKEN | start << AU_OFFSET_SHIFT;
-    } else {
-        event[1] = -EIO;
-        event[2] &= AU_CQE_F_MORE;
-    }
+    else
+        unfounded(event);
 }
 
 /* One part less is out.  Returns 1 if that was the last of a buffer which the kernel is done with. */

@@ -71,10 +71,16 @@ static uint32_t drain(au_ring *ring)
         event[2] = cqe->flags;
         if (cqe->flags & AU_CQE_F_BUFFER && cqe->res > 0) {
             au_group *group = group_of(ring, user_data);
-            if (group && group->shares)
+            if (group && group->bundled) {
+                uint32_t taken = take_bundle(group, event, AU_EVENTS_MAX - --ring->ready);
+                if (!taken)
+                    break; /* the next turn has room for it */
+                ring->ready += taken;
+            } else if (group && group->incremental) {
                 take_part_for(group, event);
-            else if (group && au_group_take(group, cqe->flags >> AU_CQE_BUFFER_SHIFT) == 0)
+            } else if (group && au_group_take(group, cqe->flags >> AU_CQE_BUFFER_SHIFT) == 0) {
                 event[2] |= AU_CQE_TAKEN;
+            }
         }
     }
     uint32_t drained = head - *ring->cq_head;

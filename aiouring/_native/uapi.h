@@ -361,6 +361,7 @@ enum {
     AU_RECVSEND_POLL_FIRST = 1u << 0,      /* since Linux 5.19 */
     AU_RECVSEND_FIXED_BUF = 1u << 2,       /* since Linux 6.0, for SEND_ZC; since 6.15 for SENDMSG_ZC */
     AU_SEND_ZC_REPORT_USAGE = 1u << 3,     /* since Linux 6.2 */
+    AU_RECVSEND_BUNDLE = 1u << 4,          /* since Linux 6.10 */
     AU_RECV_MULTISHOT = 1u << 1,      /* since Linux 6.0 */
 };
 

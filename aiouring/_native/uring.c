@@ -41,6 +41,7 @@
 #include "entries.c"
 #include "messages.c"
 #include "groups.c"
+#include "bundles.c"
 #include "senders.c"
 #include "files.c"
 #include "waits.c"

@@ -36,7 +36,7 @@ typedef struct au_buffers { uint32_t count; int registered; ...; } au_buffers;
 struct iovec { ...; };
 typedef struct au_message { uint32_t capacity; struct iovec vector[]; ...; } au_message;
 
-struct au_share { uint32_t used, parts; };
+struct au_share { uint32_t used, parts; uint16_t place; };
 typedef struct au_group {
     uint32_t count, with_kernel, unpublished, added, lent, high_water, parts;
     uint32_t capacity;
@@ -160,7 +160,7 @@ int au_buffers_give_back(au_buffers *buffers, uint64_t key);
 
 int au_group_init(au_group *group, au_ring *ring, void *base, uint32_t size, uint32_t count,
                   uint16_t group_id);
-void au_group_share(au_group *group, struct au_share *shares, int tagged);
+void au_group_share(au_group *group, struct au_share *shares, int incremental, int tagged);
 int64_t au_group_take_part(au_group *group, uint32_t flags, int64_t length);
 void au_group_forget(au_group *group);
 int au_group_register(au_group *group);

@@ -153,10 +153,11 @@ typedef struct au_buffers {
 /* Whose a provided buffer is.  One that was released is the kernel's, although it sees it only after the next turn. */
 enum { WITH_KERNEL = 0, LENT = 1, ADDED = 2 };
 
-/* What else is known of a buffer that is given out in parts, see shares.c. */
+/* What else is known of a buffer, see shares.c. */
 struct au_share {
-    uint32_t used;  /* bytes that the kernel has filled: where the next part begins */
+    uint32_t used;  /* bytes that the kernel has filled, where it fills buffers in parts: where the next one begins */
     uint32_t parts; /* lent */
+    uint16_t place; /* where in the ring it was published last, counted as the tail is */
 };
 
 typedef struct au_group {
@@ -169,8 +170,10 @@ typedef struct au_group {
     au_ring *ring;
     uint8_t *base;
     uint32_t size;
-    struct au_share *shares; /* Python's, which keeps them as long as this; NULL where buffers are lent whole */
-    bool tagged;             /* requests say by their user_data that they take buffers of this group */
+    struct au_share *shares; /* Python's, which keeps them as long as this */
+    bool incremental;        /* buffers are given out in parts */
+    bool tagged;             /* requests say by their user_data that they take parts of this group */
+    bool bundled;            /* completions may bring several buffers */
     struct au_buf *entries;
     size_t entries_bytes;
     struct au_group *next_unpublished;
