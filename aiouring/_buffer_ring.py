@@ -52,10 +52,10 @@ class BufferRingStatistics:
     max_count: int  # how far it may grow
     growths: int  # times it grew
     size: int  # bytes in each
-    with_kernel: int
+    with_kernel: int  # also those that it has filled in part
     added: int  # given back by add(), not to be seen by the kernel before advance()
-    in_use: int
-    parts: int  # leases: as many as in_use, unless the group gives out buffers in parts
+    in_use: int  # lent; where buffers are given out in parts, those that the kernel is done with
+    parts: int  # leases: as many as in_use, or more where buffers are given out in parts
     high_water: int
     waiting: int  # receivers in line now
     starved: int  # times a receiver joined the line

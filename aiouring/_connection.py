@@ -51,6 +51,8 @@ class Connection:
         group: the buffer ring that received data comes in.
         max_pending: chunks that may wait here for a reader before the kernel is told to stop receiving; None
             is an eighth of the group's buffers, at least one and at most 64.
+        bundle: let one completion bring several chunks: less work where messages are larger than the buffers.  Since
+            Linux 6.10.
 
     Received chunks are lent buffers: release them, use them in a `with` block, or `write()` them, which hands
     them over.  Since Linux 6.0.  See io_uring_prep_recv_multishot(3).

@@ -546,6 +546,31 @@ def test_d16_by_hand() -> None:
         assert not group.take(CompletionFlags.BUFFER, 0)  # an empty datagram
 
 
+def test_d16_a_buffer_that_the_kernel_gives_up_early() -> None:
+    """Without F_BUF_MORE the kernel is done with a buffer, whatever is left of it: as a worker's receive leaves it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, aiouring.Ring() as ring:
+        group = ring.register_buffer_ring(count=2, size=8, incremental=True, group_id=0)
+        theirs.send(b"abc")
+        how = lib.AU_SQE_BUFFER_SELECT | lib.AU_SQE_ASYNC
+        assert lib.au_prepare(ring.raw, 1, lib.AU_OP_RECV, ours.fileno(), 0, 0, 0, 0, how) == 0
+        (completion,) = ring.wait()
+        assert not completion.flags & CompletionFlags.BUF_MORE
+        chunk = group.take(completion.flags, completion.result)
+        found = group.statistics()
+        assert (found.with_kernel, found.in_use, group.available()) == (1, 1, 1)
+        assert bytes(chunk.view) == b"abc"
+        chunk.release()
+        ring.submit()
+        assert group.available() == 2
+        for number, message in enumerate((b"12345678", b"ijklmnop")):  # the second in all of the one given up
+            theirs.send(message)
+            ring.prepare_select(Opcode.RECV, group, user_data=number, fd=ours.fileno())
+            (completion,) = ring.wait()
+            with group.take(completion.flags, completion.result) as chunk:
+                assert (bytes(chunk.view), chunk.buffer_id, chunk.offset) == (message, 1 - number, 0)
+
+
 def test_an_older_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the kernel does not know it, the error says which does."""
     monkeypatch.setattr("aiouring._features._here", frozenset({"buffer rings"}))
