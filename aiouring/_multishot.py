@@ -44,7 +44,6 @@ _take = lib.au_group_take
 _RECV = lib.AU_OP_RECV
 _BUFFER = lib.AU_CQE_F_BUFFER
 _MORE = lib.AU_CQE_F_MORE
-_TAKEN = lib.AU_CQE_TAKEN
 _SHIFT = lib.AU_CQE_BUFFER_SHIFT
 _BUNDLE = lib.AU_RECVSEND_BUNDLE << 16  # in what goes into ioprio
 
@@ -218,8 +217,6 @@ class Receiving(Shorthanded):
         if result > 0 and flags & _BUFFER:
             arrivals = self._arrivals
             arrival = (result, flags)
-            if not flags & _TAKEN:
-                _take(self._raw_group, flags >> _SHIFT)  # it came when the group was being unregistered
             if not arrivals or arrivals[-1] != arrival:  # else this step is taken again
                 arrivals.append(arrival)
             ready = self._ready

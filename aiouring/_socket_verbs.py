@@ -156,7 +156,7 @@ class SocketVerbs(Verbs):
         leave the loop: both end the receive, and what arrived and was not taken is the next receive's.
 
         With `bundle` one completion may bring several buffers, and a chunk is a `ProvidedBundle` of all that is there:
-        for large messages in smaller buffers, a fifth to a third less work than with chunks of one buffer each.
+        for messages of several buffers, a tenth to a third less work than with chunks of one buffer each.
 
         Raises:
             ValueError: bundles of a socket that is no stream socket.

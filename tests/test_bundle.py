@@ -236,6 +236,25 @@ async def test_the_end_of_a_stream(ring: aiouring.AsyncRing, pair: Pair) -> None
     assert got == b"0123456789"
 
 
+async def test_d16_a_bundle_found_after_unregistering(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """One that had completed when the group was unregistered is taken whole, and its buffers stay readable."""
+    group = ring.register_buffer_ring(count=8, size=16)
+    async with ring.recv_multishot(pair[0], group, bundle=True, max_pending=8) as stream:
+        await ring.nop()
+        pair[1].send(bytes(range(40)))
+        assert ring._driver is not None
+        lib.au_ring_wait(ring._driver.ring.raw, 1, -1, 0, 0)  # completed, and not drained
+        group.unregister()
+        got = b""
+        with pytest.raises(aiouring.RingClosedError):
+            while True:
+                with await anext(stream) as bundle:
+                    assert all(len(view) <= 16 for view in bundle.views)
+                    got += bytes(bundle)
+        assert got == bytes(range(40))
+    assert group.statistics().in_use == 0
+
+
 async def test_a_connection_that_receives_bundles(ring: aiouring.AsyncRing, pair: Pair) -> None:
     """Its chunks are what they are without, and can be written as they are."""
     group = ring.register_buffer_ring(count=16, size=32)

@@ -103,7 +103,8 @@ static void leave_table(au_group *group)
         ring->group_table[group->group_id] = NULL;
 }
 
-/* Nothing in flight names the group any more. */
+/* Nothing in flight names the group, which was unregistered, any more.  Until then it stays in the table: what has
+ * completed already is still to be taken, in its order, and with all of its buffers. */
 void au_group_forget(au_group *group) { leave_table(group); }
 
 int au_group_register(au_group *group)
@@ -134,8 +135,6 @@ int au_group_unregister(au_group *group)
     if (rc < 0 && rc != AU_CLOSED)
         return rc;
     group->registered = 0;
-    if (!group->tagged) /* else what has completed already is still to be taken, in its order */
-        leave_table(group);
     for (au_group **link = &group->ring->unpublished; *link; link = &(*link)->next_unpublished) {
         if (*link == group) {
             *link = group->next_unpublished;
