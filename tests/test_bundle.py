@@ -255,6 +255,30 @@ async def test_d16_a_bundle_found_after_unregistering(ring: aiouring.AsyncRing, 
     assert group.statistics().in_use == 0
 
 
+@pytest.mark.parametrize("incremental", [False, True])
+@pytest.mark.parametrize("way", ["fallback", "growth"])
+async def test_a_group_that_is_too_small(ring: aiouring.AsyncRing, pair: Pair, way: str, incremental: bool) -> None:
+    """Bundles go on in private buffers, or in those that the group grew by; each byte comes once, in order."""
+    data = bytes(range(100))
+    if way == "fallback":
+        group = ring.register_buffer_ring(count=2, size=8, on_empty="fallback", incremental=incremental)
+    else:
+        group = ring.register_buffer_ring(count=1, size=8, max_count=16, incremental=incremental)
+    async with asyncio.timeout(5), ring.recv_multishot(pair[0], group, bundle=True, max_pending=8) as stream:
+        got, held = b"", list[ProvidedBundle]()
+        for start in range(0, 100, 50):
+            pair[1].send(data[start : start + 50])
+            while len(got) < start + 50:
+                held.append(await anext(stream))
+                got += bytes(held[-1])
+                if way == "fallback" and len(held) > 2:
+                    held.pop(0).release()
+        for bundle in held:
+            bundle.release()
+    assert got == data
+    assert group.statistics().fallbacks if way == "fallback" else group.statistics().growths
+
+
 async def test_a_connection_that_receives_bundles(ring: aiouring.AsyncRing, pair: Pair) -> None:
     """Its chunks are what they are without, and can be written as they are."""
     group = ring.register_buffer_ring(count=16, size=32)
