@@ -104,8 +104,9 @@ _RULES: dict[int, tuple[Callable[[str], Exception], str]] = {
     lib.AU_NOT_IN_PARTS: (
         ValueError,
         (
-            "group {index} gives out its buffers in parts, which only receives, and reads from pipes and sockets, can "
-            "take: a read from a file would take more than it fills; use a group without incremental=True"
+            "an incremental group gives out its buffers in parts, which only receives of bytes, and reads from pipes "
+            "and sockets, can take: a read from a file, or a message, uses up more than it brings; use a group without "
+            "incremental=True"
         ),
     ),
     lib.AU_RING_FD: (

@@ -119,7 +119,7 @@ class RegistrationVerbs(Verbs):
                 before `on_empty` counts.  See `BufferRing.grow()`.
             incremental: let messages share buffers, each taking as much of one as it needs; make them large, then.
                 A chunk is released as ever, and its buffer comes back when the kernel has filled all of it and its
-                last chunk was released.  Serves receives, and reads from pipes and sockets; since Linux 6.12.
+                last chunk was released.  Serves receives of bytes, and reads from pipes and sockets; since Linux 6.12.
 
         Raises:
             ValueError: a number that is out of its range.

@@ -25,7 +25,7 @@ RULES = [
     (lib.AU_BAD_SLOT, OSError, "5 does not hold this file any more"),
     (lib.AU_REPLACED, ValueError, "buffer 3 has been replaced or removed"),
     (lib.AU_LATE_SLOT, ValueError, "a request on 5 cannot be linked, drained"),
-    (lib.AU_NOT_IN_PARTS, ValueError, "group 3 gives out its buffers in parts"),
+    (lib.AU_NOT_IN_PARTS, ValueError, "an incremental group gives out its buffers in parts"),
     (lib.AU_RING_FD, ValueError, "descriptor 5 is an io_uring itself"),
     (lib.AU_FORBIDDEN, PermissionError, "filling: the restrictions that this ring was made with"),
     (lib.AU_TOO_MANY, ValueError, "cannot advance over 4 buffers: there are only 2 added"),

@@ -467,13 +467,27 @@ async def test_d16_reads_from_files_are_refused(ring: aiouring.AsyncRing) -> Non
     group = group_of(ring)
     file = os.memfd_create("file")
     try:
-        with pytest.raises(ValueError, match="only receives, and reads from pipes and sockets"):
+        with pytest.raises(ValueError, match="only receives of bytes, and reads from pipes and sockets"):
             await ring.read_provided(file, group)
         with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
             await ring.read_provided(1 << 20, group)
     finally:
         os.close(file)
     assert ring.statistics().in_flight == 0
+
+
+async def test_d16_messages_are_refused(ring: aiouring.AsyncRing) -> None:
+    """The kernel gives up a remainder that is too small for a message's header, and no completion says so."""
+    group = group_of(ring, size=512)
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with left, right:
+        right.send(b"message")
+        with pytest.raises(ValueError, match="incremental group gives out its buffers in parts"):
+            await ring.recvmsg(left, group)
+        async with ring.recvmsg_multishot(left, group) as stream:
+            with pytest.raises(ValueError, match="incremental group gives out its buffers in parts"):
+                await anext(stream)
+        assert await text(await ring.recv(left, group)) == b"message"
 
 
 async def test_d16_what_the_refusal_is_for() -> None:

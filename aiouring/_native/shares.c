@@ -13,7 +13,8 @@
  * whose buffers they take (AU_UNTAGGED).  The kernel moves on in a buffer by what it received, in the order of the
  * completions, where it waits for data (sockets, pipes).  A read from a file, or one by a worker, takes all that it
  * asked for when it begins (measured on 6.18, and up to some version it does not say what is left): parts would
- * overlap, or begin elsewhere.  So such reads are refused (AU_NOT_IN_PARTS).
+ * overlap, or begin elsewhere.  A receive of messages gives up a remainder that is too small for the message's header
+ * without a completion that says so (liburing issue 1433).  So both are refused (AU_NOT_IN_PARTS).
  *
  * Measured on 6.18: the end of a stream and errors take nothing; a read's end names the buffer all the same, with
  * F_BUF_MORE, and kernels up to some version without: so a completion without bytes changes nothing here.  The kernel
