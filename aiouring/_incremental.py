@@ -113,15 +113,16 @@ class IncrementalBufferRing(BufferRing):
         """The part that a completion brought becomes the caller's; in the order of the completions."""
         if length == 0:
             return end_of_stream()  # there is no part without bytes
+        number = flags >> _BUFFER_SHIFT
         if not flags & _TAKEN:
             start = lib.au_group_take_part(self.raw, flags, length)
             if start < 0:
                 raise AssertionError(
-                    f"the kernel gave out {length} bytes of buffer {flags >> _BUFFER_SHIFT} of group {self.group_id}, "
-                    "which it did not have (or this completion was taken before, or not in its turn)"
+                    f"the kernel gave out {length} bytes of buffer {number} of group {self.group_id}, which it did not "
+                    "have (or this completion was taken before, or not in its turn)"
                 )
-            flags = flags & 0xFFFFFFFF | start << 32
-        return self.lease(self, self.arena, flags >> _BUFFER_SHIFT, length)
+            number |= start << _ID_BITS
+        return self.lease(self, self.arena, number, length)
 
     def take_back(self, number: int) -> None:
         """A part's lease ended; the last of a buffer gives that back to the kernel."""
