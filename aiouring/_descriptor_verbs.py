@@ -6,10 +6,9 @@ import select
 from functools import partial
 from typing import Any
 
-from aiouring._buffer_ring import BufferRing
+from aiouring._buffer_ring import BufferRing, ProvidedBuffer
 from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._features import require
-from aiouring._multishot import most_pending
 from aiouring._polling import Polling
 from aiouring._reading import Reading
 from aiouring._receive_stream import ReceiveStream
@@ -81,7 +80,9 @@ class DescriptorVerbs(Verbs):
         self._standing.add(polling)
         return PollStream(polling, partial(self._standing.discard, polling))
 
-    def read_multishot(self, fd: File, group: BufferRing, *, max_pending: int | None = None) -> ReceiveStream:
+    def read_multishot(
+        self, fd: File, group: BufferRing, *, max_pending: int | None = None
+    ) -> ReceiveStream[ProvidedBuffer]:
         """Keep a read of a pipe or terminal armed; `async for` its chunks, each a lent buffer, until the end.
 
         Works as `recv_multishot()` does: it stops when `max_pending` chunks wait for their reader and goes on when half
@@ -107,9 +108,9 @@ class DescriptorVerbs(Verbs):
         driver.check()
         if fd in self._receiving:
             raise busy(fd)
-        reading = Reading(driver, number, file, how, group, most_pending(group, max_pending), keeps_boundaries=False)
+        reading = Reading(driver, number, file, how, group, group.most_pending(max_pending), keeps_boundaries=False)
         self._receiving[fd] = reading
-        return ReceiveStream(reading, partial(self._receiving.pop, fd, None))
+        return ReceiveStream(reading, reading.__anext__, partial(self._receiving.pop, fd, None))
 
     async def splice(
         self,
