@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+import ssl
 import warnings
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -19,12 +20,15 @@ from typing import Any, Self
 
 from aiouring._async_ring import AsyncRing
 from aiouring._buffer_ring import BufferRing, ProvidedBuffer, end_of_stream
-from aiouring._errors import RingClosedError, kernel_error
+from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._features import require
 from aiouring._framing import LIMIT, Framing
 from aiouring._lease import Lease
 from aiouring._multishot import Receiving
 from aiouring._sending import Sending
+from aiouring._tls import HANDSHAKE_TIMEOUT, SHUTDOWN_TIMEOUT, Engine, TLSSettings
+from aiouring._tls_receiving import TLSReceiving
+from aiouring._tls_sending import TLSSending
 from aiouring._uring import lib
 from aiouring._verbs import Bytes
 
@@ -78,9 +82,12 @@ class Connection:
         self._socket = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
         self._socket.setblocking(False)  # noqa: FBT003 - the standard library's signature
         number = self._socket.fileno()
-        self._receiving = Receiving(driver, number, None, 0, group, high, keeps_boundaries=False, bundle=bundle)
-        self._sending = Sending(driver, number, group)
+        self._receiving: Receiving | TLSReceiving = Receiving(
+            driver, number, None, 0, group, high, keeps_boundaries=False, bundle=bundle
+        )
+        self._sending: Sending | TLSSending = Sending(driver, number, group)
         self.write = self._sending.write  # type: ignore[method-assign]  # on every message's way: spare it a call
+        self._engine: Engine | None = None
         self._framing: Framing | None = None
         self._gone: asyncio.Future[None] | None = None
         self._closed = False
@@ -190,8 +197,86 @@ class Connection:
 
     async def send_eof(self) -> None:
         """Send what is queued, then tell the peer that nothing more will come; receiving goes on."""
-        await self._sending.below(0)
-        self._socket.shutdown(socket.SHUT_WR)
+        await self._sending.send_eof(self._socket)
+
+    # ---- TLS -----------------------------------------------------------------------------------
+
+    async def start_tls(
+        self,
+        sslcontext: ssl.SSLContext,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float = HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout: float = SHUTDOWN_TIMEOUT,
+    ) -> None:
+        """Go on with TLS: from here on everything that is sent and received is encrypted, on the same connection.
+
+        What was written before is sent as it is.  What arrived before and was not taken is TLS's, whatever it is: a
+        byte that somebody put behind the last message in plain makes the handshake fail, and is never received as if
+        it had come by TLS.  A loop over the chunks that was begun before has to be begun again.
+
+        Args:
+            sslcontext: what to offer and to demand; a server's has its certificate.
+            server_side: whether this end answers the handshake that the peer begins.
+            server_hostname: for a client, whom the certificate must name; needed unless the context checks no names.
+            ssl_handshake_timeout: seconds that the handshake may take.
+            ssl_shutdown_timeout: seconds that the peer has, when this is closed, for what is left to send, 256 KiB at a
+                time; then it is closed all the same.
+
+        Raises:
+            ssl.SSLError: the handshake failed; `ssl.SSLCertVerificationError` is one.
+            ConnectionAbortedError: it took too long, or the connection was closed meanwhile.
+            ResourceBusyError: a task is receiving from the connection.
+            RuntimeError: it is encrypted already.
+            OSError: the connection was lost.
+
+        After any of these but the last but one and two, and when it is cancelled, the connection is closed.
+        """
+        await self._start_tls(
+            TLSSettings(sslcontext, server_side, server_hostname, ssl_handshake_timeout, ssl_shutdown_timeout)
+        )
+
+    async def _start_tls(self, settings: TLSSettings) -> None:
+        receiving, sending = self._receiving, self._sending
+        if not isinstance(receiving, Receiving) or not isinstance(sending, Sending):
+            raise RuntimeError("the connection is encrypted already: TLS within TLS is not supported")
+        if self._closed:
+            raise kernel_error(errno.ECONNABORTED, "the connection has been closed")
+        if receiving._ready is not None or (self._framing is not None and self._framing.busy):
+            raise ResourceBusyError("a task is receiving from this connection: TLS cannot start in the middle of that")
+        engine = Engine(settings)
+        self._sending = encrypting = TLSSending(self._driver, engine, sending, settings.shutdown_timeout)
+        self._receiving = decrypting = TLSReceiving(self._driver, engine, receiving, encrypting)
+        self.write = encrypting.write  # type: ignore[method-assign]
+        if self._framing is not None:
+            engine.feed(self._framing.move(decrypting))
+        self._engine = engine
+        try:
+            async with asyncio.timeout(settings.handshake_timeout) as deadline:
+                await decrypting.handshake()
+        except BaseException as error:
+            try:
+                if isinstance(error, ssl.SSLError):
+                    with contextlib.suppress(OSError):  # an alert tells the peer why
+                        async with asyncio.timeout(settings.shutdown_timeout):
+                            await sending.below(0)
+            finally:
+                self.abort()
+            if isinstance(error, Exception):
+                await self.wait_closed()
+            if isinstance(error, TimeoutError) and deadline.expired():
+                text = f"the TLS handshake took longer than {settings.handshake_timeout} s (ssl_handshake_timeout)"
+                raise ConnectionAbortedError(errno.ECONNABORTED, text) from None
+            raise
+
+    @property
+    def ssl_object(self) -> ssl.SSLObject | None:
+        """What knows of the TLS connection: certificate, cipher, `selected_alpn_protocol()`; None where there is none.
+
+        To look at: reading and writing are the connection's.
+        """
+        return None if self._engine is None else self._engine.object
 
     # ---- the end -------------------------------------------------------------------------------
 
@@ -203,7 +288,7 @@ class Connection:
         if not self._closed:
             try:
                 with contextlib.suppress(OSError, RingClosedError):  # it was lost before; it is closed all the same
-                    await self._sending.below(0)
+                    await self._sending.send_rest()
             finally:
                 self.abort()
         if self._gone is not None:
@@ -267,4 +352,4 @@ class Connection:
 
     def statistics(self) -> ConnectionStatistics:
         """What is queued in each direction."""
-        return ConnectionStatistics(self._receiving.pending, self._sending.raw.pending, self._receiving.armed)
+        return ConnectionStatistics(self._receiving.pending, self._sending.pending, self._receiving.armed)

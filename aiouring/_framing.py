@@ -8,16 +8,25 @@ receive they stand, as one element, where `Receiving` looks first; a stream that
 from asyncio import IncompleteReadError, LimitOverrunError
 from collections import deque
 from operator import index
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiouring._buffer_ring import ProvidedBuffer, private_copy
 from aiouring._errors import ResourceBusyError
 
 if TYPE_CHECKING:
-    from aiouring._multishot import Receiving
+    from collections.abc import Coroutine
 
 #: Bytes that may come before a separator, where the caller says nothing; as in asyncio's streams.
 LIMIT = 64 * 1024
+
+
+class Chunks(Protocol):
+    """What can be framed: the receiving half of a connection, plain or TLS's."""
+
+    _early: deque[Any]  # where it looks for a chunk before anything else
+
+    def __anext__(self) -> "Coroutine[Any, Any, ProvidedBuffer]":
+        """The next chunk; cancelling it takes nothing."""
 
 
 class _Front(deque[Any]):
@@ -42,7 +51,7 @@ class Framing:
 
     __slots__ = ("_front", "_receiving", "busy", "unread")
 
-    def __init__(self, receiving: "Receiving") -> None:
+    def __init__(self, receiving: Chunks) -> None:
         self._receiving = receiving
         self.unread = bytearray()
         self.busy = False  # a task is in one of the methods below
@@ -121,6 +130,14 @@ class Framing:
         """The first `count` of the unread bytes, or all, at once."""
         data = self._take(len(self.unread) if count is None else count)
         self._settle()
+        return data
+
+    def move(self, receiving: Chunks) -> bytes:
+        """Go on with another stream; returns what of the old one is unread, which that one may begin with."""
+        self.check_free()
+        data = self.take_unread()
+        self._receiving._early, receiving._early = receiving._early, self._front
+        self._receiving = receiving
         return data
 
     def check_free(self) -> None:

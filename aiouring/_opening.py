@@ -3,12 +3,14 @@
 import asyncio
 import os
 import socket
+import ssl as tls
 from typing import Any, TypeAlias
 
 from aiouring._async_ring import AsyncRing
 from aiouring._buffer_ring import BufferRing
 from aiouring._connection import Connection
 from aiouring._default_ring import ring_and_group
+from aiouring._tls import TLSSettings, settings_of
 
 #: Family, type, protocol, canonical name and address, as `socket.getaddrinfo()` returns them.
 AddressInfo: TypeAlias = tuple[int, int, int, str, Any]
@@ -47,6 +49,10 @@ async def open_connection(
     flags: int = 0,
     local_addr: tuple[str, int] | None = None,
     max_pending: int | None = None,
+    ssl: tls.SSLContext | bool | None = None,
+    server_hostname: str | None = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
 ) -> Connection:
     """Connect by TCP; each of the host's addresses is tried in its turn.
 
@@ -60,14 +66,29 @@ async def open_connection(
         flags: for `getaddrinfo()`.
         local_addr: the host and port to connect from.
         max_pending: see `Connection`.
+        ssl: an `ssl.SSLContext` to go on with by TLS, see `Connection.start_tls()`; True is one by
+            `ssl.create_default_context()`.
+        server_hostname: whom the certificate must name; None is `host`.
+        ssl_handshake_timeout: seconds that the handshake may take; None is 60.
+        ssl_shutdown_timeout: see `Connection.start_tls()`; None is 30.
 
     Raises:
+        ssl.SSLError: the handshake failed.
+        ConnectionAbortedError: it took too long.
         OSError: nobody could be connected to; the text says what became of each address.  If they all failed alike it
             has their errno, and is of their kind: `ConnectionRefusedError`, say.
         socket.gaierror: the host is not known.
 
     Cancelled, it connects to nobody.  Since Linux 6.0.  See io_uring_prep_connect(3).
     """
+    settings = settings_of(
+        context=ssl,
+        server_side=False,
+        host=host,
+        server_hostname=server_hostname,
+        handshake_timeout=ssl_handshake_timeout,
+        shutdown_timeout=ssl_shutdown_timeout,
+    )
     ring, group = ring_and_group(ring, group)
     found = await find_addresses(host, port, family=family, proto=proto, flags=flags)
     sources: list[AddressInfo] | None = None
@@ -80,7 +101,7 @@ async def open_connection(
         except OSError as error:
             failures.append((f"{info[4][0]} port {info[4][1]}", error))
         else:
-            return _take_over(ring, sock, group, max_pending)
+            return await _take_over(ring, sock, group, max_pending, settings)
     raise _failure(f"cannot connect to {host!r} port {port!r}", failures)
 
 
@@ -90,18 +111,30 @@ async def open_unix_connection(
     ring: AsyncRing | None = None,
     group: BufferRing | None = None,
     max_pending: int | None = None,
+    ssl: tls.SSLContext | bool | None = None,
+    server_hostname: str | None = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
 ) -> Connection:
     """Connect to the Unix socket at `path`; one that begins with a zero byte is abstract.
 
     Arguments and errors are those of `open_connection()`.  Since Linux 6.0.  See unix(7).
     """
+    settings = settings_of(
+        context=ssl,
+        server_side=False,
+        host=None,
+        server_hostname=server_hostname,
+        handshake_timeout=ssl_handshake_timeout,
+        shutdown_timeout=ssl_shutdown_timeout,
+    )
     ring, group = ring_and_group(ring, group)
     address = os.fspath(path)
     try:
         sock = await _connect(ring, (socket.AF_UNIX, socket.SOCK_STREAM, 0, "", address), None)
     except OSError as error:
         raise _failure("cannot connect", [(f"{address!r}", error)]) from None
-    return _take_over(ring, sock, group, max_pending)
+    return await _take_over(ring, sock, group, max_pending, settings)
 
 
 async def _connect(ring: AsyncRing, info: AddressInfo, sources: list[AddressInfo] | None) -> socket.socket:
@@ -130,12 +163,21 @@ def _bind(sock: socket.socket, addresses: list[Any]) -> None:
     raise _failure("cannot bind to local_addr", failures)
 
 
-def _take_over(ring: AsyncRing, sock: socket.socket, group: BufferRing, max_pending: int | None) -> Connection:
+async def _take_over(
+    ring: AsyncRing, sock: socket.socket, group: BufferRing, max_pending: int | None, settings: TLSSettings | None
+) -> Connection:
     try:
-        return Connection(ring, sock, group, max_pending=max_pending)
+        connection = Connection(ring, sock, group, max_pending=max_pending)
     except BaseException:
         sock.close()
         raise
+    if settings is not None:
+        try:
+            await connection._start_tls(settings)
+        except BaseException:
+            connection.abort()
+            raise
+    return connection
 
 
 def _failure(doing: str, failures: list[tuple[str, OSError]]) -> OSError:

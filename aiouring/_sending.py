@@ -6,6 +6,7 @@ order in which it was written, until the C core has counted it as done with.
 """
 
 import errno
+import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,11 @@ class Sending:
         """Whether the kernel has a request."""
         return bool(self.raw.in_flight)
 
+    @property
+    def pending(self) -> int:
+        """Bytes that the kernel has not taken."""
+        return int(self.raw.pending)
+
     def write(self, data: Any) -> None:
         """Queue `data` behind what is queued.
 
@@ -127,6 +133,12 @@ class Sending:
             self._failure = failure(code, "sending")
         raise self._failure
 
+    def reason(self) -> Exception:
+        """What has ended the sending."""
+        if self._failure is None:
+            self._failure = failure(self.raw.failure, "sending")
+        return self._failure
+
     def arrived(self) -> None:
         """Something that was asked for is there: memory is free again, little is left to send, or sending failed."""
         raw = self.raw
@@ -150,16 +162,33 @@ class Sending:
         """
         raw = self.raw
         if raw.pending > mark and not raw.failure:
-            entry = (raw.taken + raw.pending - mark, self._driver.new_future())
-            self._waiting.append(entry)
-            self._watch()
+            reached = self.reach(mark)
             try:
-                await entry[1]
+                await reached
             finally:
-                if entry in self._waiting:  # it was cancelled
-                    self._waiting.remove(entry)
+                if reached.cancelled():
+                    self._waiting = [entry for entry in self._waiting if entry[1] is not reached]
         if raw.failure:
             self._refuse(raw.failure)
+
+    def reach(self, mark: int) -> "asyncio.Future[None]":
+        """What resolves when no more than `mark` bytes of what is queued now are left to send, or sending failed."""
+        raw = self.raw
+        entry = (raw.taken + max(0, raw.pending - mark), self._driver.new_future())
+        self._waiting.append(entry)
+        self._watch()
+        if raw.failure or raw.pending <= mark:
+            self._wake()
+        return entry[1]
+
+    async def send_eof(self, sock: socket.socket) -> None:
+        """Send what is queued, then the end of this direction."""
+        await self.below(0)
+        sock.shutdown(socket.SHUT_WR)
+
+    async def send_rest(self) -> None:
+        """Send what is queued, before the socket is closed."""
+        await self.below(0)
 
     def _watch(self) -> None:
         self.raw.watched = bool(self._waiting)

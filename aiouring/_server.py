@@ -13,8 +13,10 @@ How this fits together
 
 import asyncio
 import contextvars
+import logging
 import os
 import socket
+import ssl as tls
 from typing import Self, cast
 
 from aiouring._async_ring import AsyncRing
@@ -25,6 +27,9 @@ from aiouring._errors import RingClosedError
 from aiouring._framing import LIMIT
 from aiouring._listening import Hosts, UnixListener, listen, listen_on
 from aiouring._stream_adapter import Handler, StreamHandler, on_streams
+from aiouring._tls import TLSSettings, settings_of
+
+log = logging.getLogger("aiouring")
 
 
 class Server:
@@ -38,6 +43,7 @@ class Server:
         listeners: list[socket.socket],
         unix: UnixListener | None,
         max_pending: int | None,
+        settings: TLSSettings | None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._ring = ring
@@ -46,6 +52,7 @@ class Server:
         self._listeners = listeners
         self._unix = unix
         self._max_pending = max_pending
+        self._settings = settings
         self._accepting: dict[asyncio.Task[None], socket.socket] = {}
         self._clients: dict[asyncio.Task[None], Connection] = {}
         self._dismissed: set[asyncio.Task[None]] = set()  # handlers whose connection the server has closed
@@ -203,7 +210,8 @@ class Server:
     async def _serve(self, connection: Connection) -> None:
         try:
             try:  # what `async with connection` does, which keeps a bound method for as long
-                await self._handler(connection)
+                if self._settings is None or await self._shake_hands(connection, self._settings):
+                    await self._handler(connection)
             except BaseException:
                 connection.abort()
                 raise
@@ -212,6 +220,15 @@ class Server:
         except Exception as error:
             if not (self._dismissed and asyncio.current_task() in self._dismissed and _is_goodbye(error)):
                 self._report("unhandled exception in a connection's handler", error, connection=connection)
+
+    async def _shake_hands(self, connection: Connection, settings: TLSSettings) -> bool:
+        """Whether TLS has begun.  What a stranger makes of a handshake is no news: the log has it, for debugging."""
+        try:
+            await connection._start_tls(settings)
+        except (OSError, RingClosedError) as error:
+            log.debug("%r: a TLS handshake failed: %s", self, error)
+            return False
+        return True
 
     def _left(self, task: "asyncio.Task[None]") -> None:
         connection = self._clients.pop(task)
@@ -248,6 +265,9 @@ async def start_server(
     start_serving: bool = True,
     streams: bool = False,
     limit: int = LIMIT,
+    ssl: tls.SSLContext | None = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
 ) -> Server:
     """Listen, and serve each connection with `handler(connection)`, in a task of its own.
 
@@ -273,6 +293,10 @@ async def start_server(
         start_serving: whether to accept at once, or after `Server.start_serving()`.
         streams: whether the handler is called with a `StreamReader` and a `StreamWriter`, as asyncio's are.
         limit: bytes that those readers take for a line.
+        ssl: an `ssl.SSLContext` with a certificate: connections are encrypted, and the handler is called after the
+            handshake.  One that fails or takes too long is told the log `aiouring`, at its level DEBUG.
+        ssl_handshake_timeout: seconds that a handshake may take; None is 60.
+        ssl_shutdown_timeout: see `Connection.start_tls()`; None is 30.
 
     Raises:
         OSError: nobody can listen there; the text says where.
@@ -286,6 +310,14 @@ async def start_server(
     given = [host is not None or port is not None, sock is not None, path is not None]
     if sum(given) != 1:
         raise ValueError("a server listens on a host and port, or on sock=, or on path=: give exactly one of these")
+    settings = settings_of(
+        context=ssl,
+        server_side=True,
+        host=None,
+        server_hostname=None,
+        handshake_timeout=ssl_handshake_timeout,
+        shutdown_timeout=ssl_shutdown_timeout,
+    )
     ring, group = ring_and_group(ring, group)
     unix: UnixListener | None = None
     if sock is not None:
@@ -303,7 +335,7 @@ async def start_server(
             reuse_address=reuse_address,
             reuse_port=reuse_port,
         )
-    server = Server(ring, group, serve, listeners, unix, max_pending)
+    server = Server(ring, group, serve, listeners, unix, max_pending, settings)
     if start_serving:
         await server.start_serving()
     return server

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import errno
 import inspect
-import socket
+import ssl
 from asyncio.trsock import TransportSocket
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Self
@@ -16,7 +16,21 @@ from typing import Any, Self
 from aiouring._connection import Connection
 from aiouring._errors import RingClosedError
 from aiouring._framing import LIMIT
+from aiouring._tls import HANDSHAKE_TIMEOUT, SHUTDOWN_TIMEOUT
 from aiouring._verbs import Bytes
+
+#: What asyncio's SSL transports tell of themselves.
+_OF_TLS: dict[str, Callable[[ssl.SSLObject], Any]] = {
+    "ssl_object": lambda tls: tls,
+    "sslcontext": lambda tls: tls.context,
+    "peercert": ssl.SSLObject.getpeercert,
+    "cipher": ssl.SSLObject.cipher,
+    "compression": ssl.SSLObject.compression,
+}
+
+
+#: What a reader is told as the end of the stream, see `StreamReader`.
+_ENDS = (ConnectionAbortedError, ssl.SSLEOFError)
 
 
 def _failure(connection: Connection) -> OSError | None:
@@ -33,7 +47,8 @@ class StreamReader:
         limit: bytes that may come before a separator.
 
     Nothing is read ahead of the connection's `max_pending` chunks.  One who reads while the connection is closed gets
-    the end of the stream, as with asyncio.  Since Linux 6.0.
+    the end of the stream, as with asyncio.  So is the end of TLS without a close-notify, which `exception()` tells:
+    many peers leave like that, and handlers for asyncio do not expect to hear of it.  Since Linux 6.0.
     """
 
     def __init__(self, connection: Connection, *, limit: int = LIMIT) -> None:
@@ -52,7 +67,7 @@ class StreamReader:
             return b""
         try:
             return await (self._framing.rest() if n < 0 else self._framing.some(n))
-        except ConnectionAbortedError as error:
+        except _ENDS as error:
             return self._what_is_left(error)
 
     async def readexactly(self, n: int) -> bytes:
@@ -61,7 +76,7 @@ class StreamReader:
             raise ValueError("readexactly size can not be less than zero")
         try:
             return await self._framing.exactly(n)
-        except ConnectionAbortedError as error:
+        except _ENDS as error:
             raise asyncio.IncompleteReadError(self._what_is_left(error), n) from None
 
     async def readuntil(self, separator: bytes = b"\n") -> bytes:
@@ -71,7 +86,7 @@ class StreamReader:
         """
         try:
             return await self._framing.until(separator, self._limit)
-        except ConnectionAbortedError as error:
+        except _ENDS as error:
             raise asyncio.IncompleteReadError(self._what_is_left(error), None) from None
 
     async def readline(self) -> bytes:
@@ -91,10 +106,11 @@ class StreamReader:
     def at_eof(self) -> bool:
         """Whether the end of the stream has come, and everything before it was read."""
         receiving = self._connection._receiving
-        return receiving.over and not receiving.pending and _failure(self._connection) is None
+        failure = _failure(self._connection)
+        return receiving.over and not receiving.pending and (failure is None or isinstance(failure, ssl.SSLEOFError))
 
     def exception(self) -> OSError | None:
-        """What became of the connection, if it was lost."""
+        """What became of the connection, if it was lost; `ssl.SSLEOFError` where TLS ended without a close-notify."""
         return _failure(self._connection)
 
     def __aiter__(self) -> Self:
@@ -107,9 +123,9 @@ class StreamReader:
             raise StopAsyncIteration
         return line
 
-    def _what_is_left(self, error: ConnectionAbortedError) -> bytes:
-        """Reading was aborted: if it was we who closed the connection, that is the end of the stream."""
-        if not self._connection._closed:
+    def _what_is_left(self, error: OSError) -> bytes:
+        """The end of the stream: that of a connection that we have closed, and a cut one, see above."""
+        if not isinstance(error, ssl.SSLEOFError) and not self._connection._closed:
             raise error
         return self._framing.take_unread()
 
@@ -117,14 +133,19 @@ class StreamReader:
 class StreamWriter:
     """What `asyncio.StreamWriter` is to its users, on a `Connection`; `transport` is the writer itself.
 
+    Args:
+        connection: written to by nobody else.
+        server_side: which end `start_tls()` is; a server's handler gets a writer that is the server's.
+
     As with asyncio, `write()` after the connection was lost does nothing, and `drain()` raises.  `wait_closed()` does
     not raise.  Since Linux 6.0.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, server_side: bool = False) -> None:
         self._connection = connection
+        self._server_side = server_side
         self._loop = connection._driver.loop
-        self._end_of_writing: asyncio.Task[None] | bool = False
+        self._end_of_writing: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         sock = connection._socket
         self._extra: dict[str, Any] = {"socket": TransportSocket(sock), "peername": None, "sockname": None}
@@ -156,7 +177,7 @@ class StreamWriter:
     async def drain(self) -> None:
         """Wait while too much is queued for sending; raises `OSError` if the connection was lost or closed."""
         failure = _failure(self._connection)
-        if failure is not None:
+        if failure is not None and not isinstance(failure, ssl.SSLEOFError):  # after which writing may go on
             raise failure
         if self.is_closing():
             await asyncio.sleep(0)
@@ -165,19 +186,14 @@ class StreamWriter:
         await self._connection.drain()
 
     def can_write_eof(self) -> bool:
-        """True: TCP and Unix sockets can be half-closed."""
+        """True: TCP and Unix sockets can be half-closed, and so can TLS."""
         return True
 
     def write_eof(self) -> None:
         """Send what is queued, then the end of the stream; reading goes on.  Idempotent."""
         if self._end_of_writing or self.is_closing():
             return
-        if self._connection.statistics().to_send:
-            self._end_of_writing = self._loop.create_task(self._send_eof())
-        else:
-            self._end_of_writing = True
-            with contextlib.suppress(OSError):
-                self._connection._socket.shutdown(socket.SHUT_WR)
+        self._end_of_writing = self._loop.create_task(self._send_eof())
 
     async def _send_eof(self) -> None:
         with contextlib.suppress(OSError, RingClosedError):  # it was lost, or closed meanwhile
@@ -205,8 +221,34 @@ class StreamWriter:
         return self._connection.statistics().to_send
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """What is known by `name`: "peername", "sockname", or "socket", to look at and for its options."""
+        """What is known by `name`: "peername", "sockname", or "socket", to look at and for its options.
+
+        With TLS also "ssl_object", "sslcontext", "peercert", "cipher" and "compression".
+        """
+        tls = self._connection.ssl_object
+        if tls is not None and name in _OF_TLS:
+            return _OF_TLS[name](tls)
         return self._extra.get(name, default)
+
+    async def start_tls(
+        self,
+        sslcontext: ssl.SSLContext,
+        *,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> None:
+        """Go on with TLS, as a server in a server's handler, else as a client; see `Connection.start_tls()`.
+
+        What was read ahead is TLS's, and never the reader's.
+        """
+        await self._connection.start_tls(
+            sslcontext,
+            server_side=self._server_side,
+            server_hostname=server_hostname,
+            ssl_handshake_timeout=HANDSHAKE_TIMEOUT if ssl_handshake_timeout is None else ssl_handshake_timeout,
+            ssl_shutdown_timeout=SHUTDOWN_TIMEOUT if ssl_shutdown_timeout is None else ssl_shutdown_timeout,
+        )
 
 
 Handler = Callable[[Connection], Awaitable[object]]
@@ -224,7 +266,7 @@ def on_streams(handler: StreamHandler, limit: int = LIMIT) -> Handler:
 
     async def serve(connection: Connection) -> None:
         """One connection's life."""
-        serving = handler(StreamReader(connection, limit=limit), StreamWriter(connection))
+        serving = handler(StreamReader(connection, limit=limit), StreamWriter(connection, server_side=True))
         try:
             if inspect.isawaitable(serving):
                 await serving

@@ -134,6 +134,8 @@ class Turns:
         try:
             if self._undelivered:
                 self._deliver(self._raw.ready)
+            if self.due:
+                self._do_what_is_due()
             if self._queued:
                 self._check_files()
             self._position = 0
@@ -171,6 +173,14 @@ class Turns:
         for _ in range(self.ring.entries):
             if not self._room.hand(None):
                 break
+
+    def _do_what_is_due(self) -> None:
+        scheduled, self._scheduled = self._scheduled, True  # this is the turn that it would ask for
+        try:
+            while self.due:
+                self.due.pop()()
+        finally:
+            self._scheduled = scheduled
 
     def _check_files(self) -> None:
         """Disarm what is queued on a file that was closed since: its number may be another file's by now."""

@@ -294,6 +294,7 @@ async def test_parts_of_buffers_go_to_the_core(ring: aiouring.AsyncRing) -> None
     async with aiouring.Connection(ring, near, group) as connection:
         far.send(b"hello")
         connection.write(await connection.receive())
+        assert isinstance(connection._sending, Sending)
         assert connection._sending._kept is None
         await connection.send([])
         assert far.recv(9) == b"hello"

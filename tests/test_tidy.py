@@ -97,10 +97,15 @@ FLOORS = [
         "_synchronous_registrations",
         "_synchronous_ring",
     ],
+    ["_tls", "_tls_sending", "_tls_receiving"],
     ["_framing", "_connection", "_default_ring", "_opening", "_listening", "_stream_adapter", "_server"],
     ["__init__", "__main__"],
 ]
-MAY_KNOW_ASYNCIO = {"_turns", "_driver", "_multishot", "_sending", "_chaining", "_async_ring", *FLOORS[-2]}
+MAY_KNOW_ASYNCIO = {
+    *("_turns", "_driver", "_multishot", "_sending", "_chaining", "_async_ring"),
+    *FLOORS[-3],
+    *FLOORS[-2],
+}
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 70
 

@@ -1,0 +1,220 @@
+"""Owns `TLSReceiving`: what arrives on a TLS connection, decrypted; and the connection's handshake.
+
+How this fits together
+
+1. The `Receiving` below brings ciphertext, and tells us instead of a reader (we stand where its reader's future would).
+   A reader of ours that waits is woken, and decrypts when it runs; where nobody waits, a callback does.  So what the
+   peer says about TLS itself (tickets, key updates, alerts, its end) is always heard, and a reader that is cancelled
+   has taken nothing.
+2. Each chunk of ciphertext goes back to its group at once, and makes at most one chunk of plaintext, in memory of its
+   own.  As many as the stream's `max_pending` may wait here; then nothing is taken from below, where as many may wait
+   again before the kernel is told to stop.
+3. The end is the peer's close-notify, which ends nothing but this direction.  Whatever comes after it is nobody's, so
+   the receive below is stopped then, as it is after an error.
+"""
+
+import errno
+import ssl
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
+
+from aiouring._buffer_ring import ProvidedBuffer, private_copy
+from aiouring._errors import BuffersExhaustedError, ResourceBusyError, kernel_error
+from aiouring._line import wake
+from aiouring._tls import Engine
+from aiouring._tls_sending import TLSSending
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from aiouring._driver import Driver
+    from aiouring._multishot import Receiving
+
+
+class TLSReceiving:
+    """The receiving half of one TLS connection; it has the face of `Receiving`."""
+
+    __slots__ = (
+        "_chunks",
+        "_driver",
+        "_early",
+        "_engine",
+        "_failure",
+        "_high",
+        "_ready",
+        "_receiving",
+        "_scheduled",
+        "_sending",
+        "over",
+    )
+
+    def __init__(self, driver: "Driver", engine: Engine, receiving: "Receiving", sending: TLSSending) -> None:
+        self._driver = driver
+        self._engine = engine
+        self._receiving = receiving
+        self._sending = sending
+        self._high = receiving._high
+        self._chunks: deque[bytes] = deque()  # plaintext that nobody has taken
+        self._early: deque[Any] = deque()  # for a `Framing`, which puts what it has not used here
+        self._ready: asyncio.Future[None] | None = None
+        self._failure: Exception | None = None
+        self._scheduled = False
+        self.over = False
+        receiving._ready = cast("asyncio.Future[None]", self)
+        self.set_result(None)  # there may be something already
+
+    def __repr__(self) -> str:
+        return f"<TLSReceiving {'over' if self.over else 'open'}, {len(self._chunks)} queued>"
+
+    # ---- the reader ----------------------------------------------------------------------------
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ProvidedBuffer:
+        """The next chunk.  Cancelling this takes nothing.
+
+        What ended the stream is raised after everything that came before.
+        """
+        if self._early:
+            chunk: ProvidedBuffer = self._early.popleft()
+            return chunk
+        chunks = self._chunks
+        if not chunks:
+            await self._wait_for(lambda: bool(chunks))
+        return private_copy(chunks.popleft())
+
+    async def handshake(self) -> None:
+        """Begin it, and wait until it is over; raises what it fails with."""
+        try:
+            self._decrypt()  # a client speaks first; to a server, the peer may have spoken already
+            self._sending.answer()
+        except ssl.SSLError as error:
+            self._finish(error)
+        await self._wait_for(lambda: self._engine.shaken)
+
+    async def _wait_for(self, condition: Callable[[], bool]) -> None:
+        """Decrypt what arrives until `condition()` holds, or raise what ended the stream."""
+        while True:
+            exhausted = self._pull()
+            if condition():
+                return
+            if self.over:
+                self._raise()
+            if exhausted is not None:
+                raise exhausted
+            if self._ready is not None:
+                raise ResourceBusyError("another task is already receiving from this connection")
+            self._ready = ready = self._driver.new_future()
+            try:
+                await ready
+            except BaseException:
+                self._ready = None
+                self.set_result(None)  # what it was woken for is another's, or the callback's
+                raise
+            self._ready = None
+
+    def _raise(self) -> NoReturn:
+        if self._failure is None:
+            raise StopAsyncIteration
+        raise self._failure
+
+    # ---- what the receive below sees -----------------------------------------------------------
+
+    def done(self) -> bool:
+        """Never: we are told of everything that arrives."""
+        return False
+
+    def set_result(self, _: None) -> None:
+        """Something has arrived, or the stream below is over."""
+        if self._ready is not None:
+            wake(self._ready)
+        elif not self._scheduled and not self._driver.loop.is_closed():
+            self._scheduled = True
+            self._driver.loop.call_soon(self._pull)
+
+    def _pull(self) -> Exception | None:
+        """Decrypt what has arrived, as far as there is room; returns what is wanting for the moment, if anything is."""
+        self._scheduled = False
+        chunks = self._chunks
+        exhausted = None
+        try:
+            while not self.over and len(chunks) < self._high:
+                if not self._take():
+                    break
+                self._decrypt()
+                self._sending.answer()
+        except BuffersExhaustedError as error:
+            exhausted = error
+        except Exception as error:
+            self._finish(error)
+        if self.over:
+            self._receiving.drop()  # what came after the end is nobody's
+        if self._ready is not None:
+            wake(self._ready)
+        return exhausted
+
+    def _decrypt(self) -> None:
+        data = self._engine.decrypt()
+        if data:
+            self._chunks.append(data)
+        if self._engine.ended:
+            self._finish(None)
+
+    def _take(self) -> bool:
+        """Feed the engine what has arrived next; False if nothing has."""
+        below = self._receiving
+        if below.armed and not below.pending and not below.over:
+            return False
+        try:
+            below.__anext__().send(None)  # it does not wait: it would find us waiting
+        except StopIteration as taken:
+            with taken.value as chunk:
+                self._engine.feed(chunk.view)
+        except StopAsyncIteration:
+            self._engine.feed_eof()
+        except ResourceBusyError:
+            return False
+        return True
+
+    def _finish(self, failure: Exception | None) -> None:
+        """Nothing more will come; the reader hears of it after what is queued."""
+        self.over = True
+        self._failure = failure
+        self._sending.hear_no_more(failure)
+        if not self._receiving.closing:
+            self._receiving.stop(failure or kernel_error(errno.ECANCELED, "the peer has said goodbye"))
+        if self._ready is not None:
+            wake(self._ready)
+
+    # ---- the end -------------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> int:
+        """Chunks that nobody has taken yet."""
+        return len(self._chunks) + len(self._early)
+
+    @property
+    def armed(self) -> bool:
+        """Whether the kernel has a receive armed."""
+        return self._receiving.armed
+
+    def end(self) -> "asyncio.Future[int] | None":
+        """What resolves when the kernel is done with the receive below; None if it has none."""
+        return self._receiving.end()
+
+    def stop(self, why: Exception) -> None:
+        """Ask the kernel to end the receive below; `why` is what readers get."""
+        if not self.over:
+            self._finish(why)
+        elif not self._receiving.closing:
+            self._receiving.stop(why)
+
+    def drop(self) -> None:
+        """Forget what nobody took: the socket is being closed."""
+        self._chunks.clear()
+        while self._early:
+            self._early.popleft().release()
+        self._receiving._ready = None
+        self._receiving.drop()
