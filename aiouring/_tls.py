@@ -153,7 +153,7 @@ class Engine:
         self.shaken = True
         return True
 
-    def encrypt(self, data: memoryview) -> int:
+    def encrypt(self, data: bytes | memoryview) -> int:
         """Make `data` ciphertext; returns how many bytes of it, a record's at most.
 
         0 where the peer has to be heard of first, which has asked for a new handshake (TLS 1.2 can do that).

@@ -13,10 +13,10 @@ How this fits together
    the receive below is stopped then, as it is after an error.
 """
 
+import contextlib
 import errno
 import ssl
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
 from aiouring._buffer_ring import ProvidedBuffer, private_copy
@@ -81,8 +81,8 @@ class TLSReceiving:
             chunk: ProvidedBuffer = self._early.popleft()
             return chunk
         chunks = self._chunks
-        if not chunks:
-            await self._wait_for(lambda: bool(chunks))
+        while not chunks:
+            await self._advance()
         return private_copy(chunks.popleft())
 
     async def handshake(self) -> None:
@@ -92,28 +92,25 @@ class TLSReceiving:
             self._sending.answer()
         except ssl.SSLError as error:
             self._finish(error)
-        await self._wait_for(lambda: self._engine.shaken)
+        while not self._engine.shaken:
+            await self._advance()
 
-    async def _wait_for(self, condition: Callable[[], bool]) -> None:
-        """Decrypt what arrives until `condition()` holds, or raise what ended the stream."""
-        while True:
-            exhausted = self._pull()
-            if condition():
-                return
-            if self.over:
-                self._raise()
-            if exhausted is not None:
-                raise exhausted
-            if self._ready is not None:
-                raise ResourceBusyError("another task is already receiving from this connection")
-            self._ready = ready = self._driver.new_future()
-            try:
-                await ready
-            except BaseException:
-                self._ready = None
-                self.set_result(None)  # what it was woken for is another's, or the callback's
-                raise
+    async def _advance(self) -> None:
+        """Decrypt what has arrived; if nothing has, wait until something does, or raise what ended the stream."""
+        if self._pull():
+            return
+        if self.over:
+            self._raise()
+        if self._ready is not None:
+            raise ResourceBusyError("another task is already receiving from this connection")
+        self._ready = ready = self._driver.new_future()
+        try:
+            await ready
+        except BaseException:
             self._ready = None
+            self.set_result(None)  # what it was woken for is another's, or the callback's
+            raise
+        self._ready = None
 
     def _raise(self) -> NoReturn:
         if self._failure is None:
@@ -132,28 +129,40 @@ class TLSReceiving:
             wake(self._ready)
         elif not self._scheduled and not self._driver.loop.is_closed():
             self._scheduled = True
-            self._driver.loop.call_soon(self._pull)
+            self._driver.loop.call_soon(self._pull_alone)
 
-    def _pull(self) -> Exception | None:
-        """Decrypt what has arrived, as far as there is room; returns what is wanting for the moment, if anything is."""
+    def _pull_alone(self) -> None:
+        """Nobody waits: what arrives may concern TLS itself."""
         self._scheduled = False
-        chunks = self._chunks
-        exhausted = None
+        with contextlib.suppress(BuffersExhaustedError):  # the next who receives will hear of it, or it has passed
+            self._pull()
+        if self._ready is not None:
+            wake(self._ready)  # somebody does by now
+
+    def _pull(self) -> bool:
+        """Decrypt what has arrived, as far as there is room; whether anything had.
+
+        Raises `BuffersExhaustedError` where nothing had; all else that is raised below ends the stream.
+        """
+        below, chunks, some = self._receiving, self._chunks, False
         try:
             while not self.over and len(chunks) < self._high:
+                if below.armed and not below.pending and not below.over:
+                    break
                 if not self._take():
                     break
+                some = True
                 self._decrypt()
                 self._sending.answer()
-        except BuffersExhaustedError as error:
-            exhausted = error
+        except BuffersExhaustedError:
+            if not some:
+                raise  # else what there is comes first; the next try may find one
         except Exception as error:
+            some = True
             self._finish(error)
         if self.over:
-            self._receiving.drop()  # what came after the end is nobody's
-        if self._ready is not None:
-            wake(self._ready)
-        return exhausted
+            below.drop()  # what came after the end is nobody's
+        return some
 
     def _decrypt(self) -> None:
         data = self._engine.decrypt()
@@ -164,11 +173,8 @@ class TLSReceiving:
 
     def _take(self) -> bool:
         """Feed the engine what has arrived next; False if nothing has."""
-        below = self._receiving
-        if below.armed and not below.pending and not below.over:
-            return False
         try:
-            below.__anext__().send(None)  # it does not wait: it would find us waiting
+            self._receiving.__anext__().send(None)  # it does not wait: it would find us waiting
         except StopIteration as taken:
             with taken.value as chunk:
                 self._engine.feed(chunk.view)

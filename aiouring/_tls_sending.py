@@ -64,7 +64,7 @@ class TLSSending:
         self._below = below
         self._timeout = timeout  # a peer may take nothing for so long, when the connection is being closed
         self._parts: deque[bytes] = deque()
-        self._current = memoryview(b"")  # the rest of what is being encrypted
+        self._current: bytes | memoryview = b""  # the rest of what is being encrypted
         self._queued = 0  # bytes that are not encrypted yet, in both
         self._encrypted = 0  # bytes that are, ever
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -127,10 +127,9 @@ class TLSSending:
         blocked = not engine.shaken or not self.has_room
         try:
             while self._queued and not blocked and self._failure is None:
-                if not self._current:
-                    self._current = memoryview(self._next())
-                count = engine.encrypt(self._current[:CHUNK])
-                self._current = self._current[count:]
+                current = self._current or self._next()
+                count = engine.encrypt(current if len(current) <= CHUNK else memoryview(current)[:CHUNK])
+                self._current = memoryview(current)[count:] if count < len(current) else b""
                 self._queued -= count
                 self._encrypted += count
                 blocked = not count
@@ -249,7 +248,7 @@ class TLSSending:
         self._failure = self._failure or error
         self.raw.crowded = 1  # drain() asks
         self._parts.clear()
-        self._current = memoryview(b"")
+        self._current = b""
         self._queued = 0
         self._wake()
 
