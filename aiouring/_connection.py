@@ -114,7 +114,7 @@ class Connection:
         Cancelling it loses nothing.
 
         Raises:
-            OSError: what ended the stream, after everything that came before.
+            OSError: what ended the stream, after everything that came before; `ssl.SSLEOFError` where TLS was cut.
             ResourceBusyError: another task is receiving.
             BuffersExhaustedError: the group is empty, and was registered with on_empty="raise".
         """
@@ -196,7 +196,10 @@ class Connection:
         await self._sending.below(0)
 
     async def send_eof(self) -> None:
-        """Send what is queued, then tell the peer that nothing more will come; receiving goes on."""
+        """Send what is queued, then tell the peer that nothing more will come; receiving goes on.
+
+        With TLS by its close-notify, after which many a peer closes the connection.
+        """
         await self._sending.send_eof(self._socket)
 
     # ---- TLS -----------------------------------------------------------------------------------
@@ -283,6 +286,8 @@ class Connection:
     async def aclose(self) -> None:
         """Send what is queued, then close; idempotent.  A peer that does not read keeps this waiting: see `abort()`.
 
+        With TLS it sends a close-notify, too, and does not wait longer than `ssl_shutdown_timeout`.
+
         Cancelled, it closes without sending the rest.
         """
         if not self._closed:
@@ -295,7 +300,7 @@ class Connection:
             await asyncio.shield(self._gone)
 
     def abort(self) -> None:
-        """Close without sending what is queued; idempotent.
+        """Close without sending what is queued, nor TLS's close-notify; idempotent.
 
         The descriptor is closed when the kernel is done with what is in flight, which `aclose()` waits for.
         """

@@ -3,10 +3,9 @@
 How this fits together
 
 1. What is written in one turn of the loop is encrypted together, just before the turn's submission (see `Turns.due`):
-   small parts share a record.  As soon as there is a whole record's worth it is encrypted at once, so that what waits
-   unencrypted is little, and `crowded` of the C core's sender is as good as the truth.
+   small parts share a record.  As soon as there is a whole record's worth it is encrypted at once.
 2. No more is encrypted than FULL bytes ahead of the kernel.  The rest is kept as it was written, and goes on when half
-   of that is sent.
+   of that is sent.  Meanwhile the C core's sender is *held*: `drain()` asks us, whatever its own queue may be.
 3. Nobody else writes to the `Sending` below, so ciphertext is sent in the order in which it was made.
 """
 
@@ -144,8 +143,16 @@ class TLSSending:
             self.fail(error)
         if self._queued and not self.has_room:
             self._stall()
+        if self._queued or self.raw.held:
+            self._hold()
         if self._waiting:
             self._wake()
+
+    def _hold(self) -> None:
+        """Have `drain()` ask us, while there is more than the C core knows of."""
+        raw = self.raw
+        raw.held = self._queued > 0 or self._failure is not None
+        raw.crowded = raw.held or raw.crowded
 
     def answer(self) -> None:
         """Send what the engine has to say to something that arrived.
@@ -246,7 +253,7 @@ class TLSSending:
             with contextlib.suppress(OSError, RuntimeError):  # an alert, that tells the peer why
                 self._below.write(self._engine.take())
         self._failure = self._failure or error
-        self.raw.crowded = 1  # drain() asks
+        self._hold()
         self._parts.clear()
         self._current = b""
         self._queued = 0

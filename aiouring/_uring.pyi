@@ -61,6 +61,7 @@ class CSender:
     in_flight: int
     failure: int
     crowded: int
+    held: int
 
 class _FFI:
     CData: type

@@ -15,6 +15,7 @@ from tls_certificates import NAME, client_context, server_context
 
 import aiouring
 from aiouring import AsyncRing, BufferRing, Connection
+from aiouring._connection import HIGH_WATER
 from aiouring._tls import RECORD, Engine, TLSSettings
 from aiouring._tls_sending import CHUNK, FULL, TLSSending
 
@@ -161,6 +162,7 @@ async def test_encryption_waits_for_the_kernel(ends: Ends) -> None:
     while not reading.done():
         await asyncio.sleep(0)
         most = max(most, connection._sending.raw.pending)
+        assert connection._sending.raw.crowded or connection.statistics().to_send < HIGH_WATER + RECORD
     assert await reading == data + data
     await draining
     assert FULL // 2 < most <= FULL + CHUNK + CHUNK // 100
@@ -224,6 +226,9 @@ async def test_a_failure_is_told_to_the_writer(ends: Ends) -> None:
         connection.write(b"more")
     with pytest.raises(ssl.SSLError):
         await connection.send()
+    await asyncio.sleep(0.01)  # the alert is sent
+    with pytest.raises(ssl.SSLError):
+        await connection.drain()
     with pytest.raises(ssl.SSLError, match="ALERT"):
         await peer.read(1)
 

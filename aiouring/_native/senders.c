@@ -95,7 +95,7 @@ static int add_part(au_sender *sender, struct au_part part)
     }
     *part_of(sender, sender->count++) = part;
     sender->pending += part.length;
-    sender->crowded = sender->pending > AU_HIGH_WATER;
+    sender->crowded = sender->held || sender->pending > AU_HIGH_WATER;
     if (!sender->in_flight)
         queue_sender(sender);
     return 0;
@@ -256,7 +256,7 @@ static bool send_ended(au_ring *ring, au_sender *sender, int32_t result)
     }
     if (result <= 0 && result != -EAGAIN && result != -EINTR && !sender->failure)
         sender->failure = result ? result : -EPIPE;
-    sender->crowded = sender->failure || sender->pending > AU_HIGH_WATER;
+    sender->crowded = sender->failure || sender->held || sender->pending > AU_HIGH_WATER;
     if (sender->failure) {
         while (sender->count)
             drop_first(sender);

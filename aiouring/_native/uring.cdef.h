@@ -49,7 +49,7 @@ typedef struct au_group {
 
 typedef struct au_sender {
     uint64_t number, pending, taken, wanted, memory_done;
-    int watched, in_flight, failure, crowded;
+    int watched, in_flight, failure, crowded, held;
     ...;
 } au_sender;
 

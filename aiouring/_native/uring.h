@@ -209,7 +209,8 @@ typedef struct au_sender {
     uint64_t wanted;      /* where `watched`: an event is wanted when as many are */
     uint64_t memory_done; /* parts of the caller's memory that are free again, ever */
     int watched, in_flight, failure;
-    int crowded;          /* more is pending than AU_HIGH_WATER, or sending has failed: ask before writing more */
+    int crowded;          /* more is pending than AU_HIGH_WATER, or held, or sending failed: ask before writing more */
+    int held;             /* whoever writes here has more that it holds back, or can write no more */
 
     int fd;
     au_ring *ring;
