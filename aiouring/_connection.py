@@ -293,7 +293,7 @@ class Connection:
         if not self._closed:
             try:
                 with contextlib.suppress(OSError, RingClosedError):  # it was lost before; it is closed all the same
-                    await self._sending.send_rest()
+                    await self._sending.send_rest(self._socket)
             finally:
                 self.abort()
         if self._gone is not None:

@@ -186,7 +186,7 @@ class Sending:
         await self.below(0)
         sock.shutdown(socket.SHUT_WR)
 
-    async def send_rest(self) -> None:
+    async def send_rest(self, _: socket.socket) -> None:
         """Send what is queued, before the socket is closed."""
         await self.below(0)
 

@@ -12,8 +12,11 @@ How this fits together
 import asyncio
 import contextlib
 import errno
+import fcntl
 import socket
 import ssl
+import sys
+import termios
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -223,8 +226,8 @@ class TLSSending:
         self._engine.close_notify()
         await self.below(0)
 
-    async def send_rest(self) -> None:
-        """Send what is queued and close-notify.
+    async def send_rest(self, sock: socket.socket) -> None:
+        """Send what is queued and close-notify, and wait until the peer's machine has it.
 
         Raises:
             TimeoutError: no request to send (of FULL bytes at most) has ended for `ssl_shutdown_timeout` seconds.
@@ -233,13 +236,33 @@ class TLSSending:
             taken = self.raw.taken
             try:
                 async with asyncio.timeout(self._timeout):
-                    return await self.send_eof(None)  # type: ignore[arg-type]
+                    await self.send_eof(sock)
+                    break
             except TimeoutError:
                 if self.raw.taken == taken:
                     text = (
                         f"the peer took nothing for {self._timeout} s (ssl_shutdown_timeout), of {self.pending} bytes"
                     )
                     raise TimeoutError(errno.ETIMEDOUT, text) from None
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            await self._acknowledged(sock)
+
+    async def _acknowledged(self, sock: socket.socket) -> None:
+        """Wait until the peer's TCP has everything, or has taken nothing for as long as that may take.
+
+        A TLS peer sends what nobody waits for: tickets, after the handshake.  Where that arrives at a socket which is
+        closed already, the kernel resets the connection and forgets what it has not sent yet.  Meanwhile the receive
+        that is armed takes it.  The kernel has no event for this, but on a short way the first look finds all done.
+        """
+        sock.shutdown(socket.SHUT_WR)  # which the peer's machine acknowledges at once
+        time = self._driver.loop.time
+        left, pause, end = _unacknowledged(sock), 0.001, time() + self._timeout
+        while left and time() < end:
+            await asyncio.sleep(pause)
+            before, left = left, _unacknowledged(sock)
+            pause = min(2 * pause, 0.1)
+            if left < before:
+                end = time() + self._timeout
 
     def hear_no_more(self, failure: Exception | None) -> None:
         """Nothing more will be received, and nothing can be sent if TLS itself has failed."""
@@ -271,3 +294,10 @@ class TLSSending:
     def forget(self) -> None:
         """The connection is closed."""
         self._below.forget()
+
+
+def _unacknowledged(sock: socket.socket) -> int:
+    """Bytes that the peer's TCP has not acknowledged; see tcp(7), SIOCOUTQ."""
+    if sock.fileno() < 0:
+        return 0  # somebody has aborted the connection meanwhile
+    return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)

@@ -118,6 +118,8 @@ async def test_64_mebibytes(ring: AsyncRing, direction: str) -> None:
                 connection.write(block)
                 await connection.drain()
                 assert connection.statistics().to_send < MEBIBYTE
+            await connection.send_eof()
+            assert not await connection.receive()  # uvloop's client loses what it has not read when we just close
 
         async with serving(ring, give) as address:
             reader, writer = await asyncio.open_connection(*address, ssl=client_context())
@@ -271,30 +273,36 @@ async def test_openssl_s_server(
 ) -> None:
     """OpenSSL's server asks for a new handshake, or for new keys, while nobody here receives; sending goes on."""
     assert openssl is not None
-    with socket.create_server((HOST, 0)) as free:
-        port = free.getsockname()[1]
-    arguments = [openssl, "s_server", "-accept", f"{HOST}:{port}", version, "-cert", "server.pem", "-naccept", "1"]
+    arguments = [openssl, "s_server", "-accept", f"{HOST}:0", version, "-cert", "server.pem", "-naccept", "1"]
     with subprocess.Popen(
         arguments, cwd=certificates, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         stdout = process.stdout
-        await in_thread(pool, lambda: next(line for line in stdout if b"ACCEPT" in line))
+
+        def line_with(word: bytes) -> bytes:
+            for line in stdout:
+                if word in line:
+                    return line
+            raise EOFError(f"the server ended without {word!r}")
+
+        where = await in_thread(pool, lambda: line_with(b"ACCEPT"))
+        port = int(where.rpartition(b":")[2])
         async with await open_connection(HOST, port, ring=ring, ssl=client_context()) as connection:
             await connection.send(b"one\n")
-            await in_thread(pool, lambda: next(line for line in stdout if b"one" in line))
+            await in_thread(pool, lambda: line_with(b"one"))
             process.stdin.write(command)
             process.stdin.flush()
             for number in range(100):
                 await connection.send(b"%d" % number * 1000 + b"\n")
             await connection.send(b"two\n")
-            await in_thread(pool, lambda: next(line for line in stdout if line == b"two\n"))
+            await in_thread(pool, lambda: line_with(b"two\n"))
             process.stdin.write(b"and back\n")
             process.stdin.flush()
             assert await connection.receive_until(b"\n") == b"and back\n"
             await connection.send(b"three\n")
-            await in_thread(pool, lambda: next(line for line in stdout if b"three" in line))
+            await in_thread(pool, lambda: line_with(b"three"))
         await in_thread(pool, process.communicate)
 
 

@@ -214,6 +214,31 @@ async def test_closing_waits_for_a_slow_peer(ends: Ends) -> None:
     assert time.monotonic() - before > 0.6
 
 
+@pytest.mark.parametrize("way", ["read", "never read", "abort"])
+async def test_closing_survives_what_nobody_waits_for(ring: AsyncRing, group: BufferRing, way: str) -> None:
+    """What arrives unasked, as tickets do, while the rest is on its way, does not have the kernel drop that rest."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    connection, peer = Connection(ring, ours, group), Peer(theirs)
+    starting = asyncio.ensure_future(connection.start_tls(server_context(), server_side=True, ssl_shutdown_timeout=0.5))
+    await peer.shake()
+    await starting
+    data = os.urandom(200_000)
+    await connection.send(data)  # the kernel has it, and the peer as much as its window takes
+    closing = asyncio.ensure_future(connection.aclose())
+    await asyncio.sleep(0.05)
+    assert not closing.done()
+    await peer.send(b"unasked for")
+    if way == "abort":
+        connection.abort()
+    if way == "read":
+        assert await peer.read(len(data)) == data
+    await closing
+    peer.sock.close()
+
+
 async def test_a_failure_is_told_to_the_writer(ends: Ends) -> None:
     """Forged bytes end the connection: reader and writer get the ssl module's error, and the peer an alert."""
     connection, peer = ends
