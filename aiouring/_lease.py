@@ -35,7 +35,7 @@ PAGE = mmap.PAGESIZE
 
 
 class Arena:
-    """Memory for `count` buffers, each `stride` bytes after the last: `mapping`, or anonymous pages of its own.
+    """Private anonymous memory for `count` buffers, each `stride` bytes after the last, page-aligned.
 
     `room` is how many there may be one day: their addresses are reserved, and cost no memory until they are used.
     """
@@ -47,7 +47,7 @@ class Arena:
     exporters: "list[CMemory] | dict[int, CMemory]"
 
     def __init__(
-        self, count: int, size: int, stride: int, mapping: mmap.mmap | bytearray | None = None, room: int | None = None
+        self, count: int, size: int, stride: int, mapping: mmap.mmap | None = None, room: int | None = None
     ) -> None:
         if mapping is None:
             mapping = mmap.mmap(-1, (room or count) * stride, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -68,6 +68,17 @@ class Arena:
         for at in range(len(memories) * stride, count * stride, stride):
             memories.append(ffi.gc(self.base + at, partial(_outlived, self.base)))
             exporters.append(ffi.buffer(memories[-1], size))
+
+
+class PrivateArena(Arena):
+    """Memory for one buffer, a copy of `data`: the C pointer holds a bytearray, which can neither move nor end."""
+
+    __slots__ = ()
+
+    def __init__(self, data: bytes) -> None:
+        self.base = memory = ffi.from_buffer(bytearray(data))
+        self.memories = [memory]
+        self.exporters = [ffi.buffer(memory)]
 
 
 def _outlived(base: object, memory: object) -> None:

@@ -1,6 +1,6 @@
 """Owns `ProvidedBuffer`: received bytes in a buffer the kernel picked, or in memory of their own."""
 
-from aiouring._lease import Arena, Home, Lease
+from aiouring._lease import Arena, Home, Lease, PrivateArena
 from aiouring._uring import lib
 
 # A part of a buffer is called by the buffer's id and, above it, where the part begins: 0 for a whole one.
@@ -56,4 +56,4 @@ def end_of_stream() -> ProvidedBuffer:
 
 def private_copy(data: bytes) -> ProvidedBuffer:
     """`data` in memory of its own: bytes that arrived for a cancelled receive, or that were decrypted."""
-    return ProvidedBuffer(NOWHERE, Arena(1, len(data), len(data), bytearray(data)), 0, len(data))
+    return ProvidedBuffer(NOWHERE, PrivateArena(data), 0, len(data))
