@@ -18,4 +18,5 @@ class Reading(Receiving):
     __slots__ = ()
 
     def _operate(self, how: int) -> None:
-        self._driver.start(self, _prepare_multishot, _READ_MULTISHOT, self.fd, self._raw_group, 0, how)
+        # Not by `how`: to wait for data before a buffer is looked for is what such a read does, and no flag of it.
+        self._driver.start(self, _prepare_multishot, _READ_MULTISHOT, self.fd, self._raw_group, 0, self._how)

@@ -71,6 +71,21 @@ async def test_d5_more_than_the_group_holds(ring: AsyncRing, pipe: tuple[int, in
     assert got == data
 
 
+async def test_h9_a_pipe_that_does_not_block(ring: AsyncRing, pipe: tuple[int, int]) -> None:
+    """O_NONBLOCK makes no difference: the read waits, and what comes is read."""
+    reader, writer = pipe
+    os.set_blocking(reader, False)
+    with ring.register_buffer_ring(count=2, size=16) as group:
+        async with ring.read_multishot(reader, group) as stream:
+            for text in (b"one", b"two", b"three"):
+                task = asyncio.ensure_future(anext(stream))
+                for _ in range(3):
+                    await ring.nop()
+                os.write(writer, text)
+                with await task as chunk:
+                    assert bytes(chunk.view) == text
+
+
 async def test_d6_two_pipes_share_a_group(ring: AsyncRing) -> None:
     """While one reader holds every buffer the other waits in line, and gets its bytes when one comes back."""
     ends = [os.pipe() for _ in range(2)]
