@@ -23,9 +23,9 @@ from aiouring._buffer_ring import BufferRing
 #: per message: 1,000 connections found 256 buffers empty most of the time, and then cost 1.4 times as much; a message
 #: of 64 KiB cost twice as much with 16 KiB, in which it comes in five pieces.  But the kernel takes the buffers in
 #: turn, and one connection that goes through 64 MiB of them finds none in the processor's caches: 1.4 times as much.
-#: So the group begins small, and a server lets it grow with its connections.
+#: So the group begins small, and grows to what is received at once.
 COUNT = 128
-MAX_COUNT = 1024
+MAX_COUNT = 2048
 SIZE = 64 * 1024
 
 _ATTRIBUTE = "_aiouring_default_ring"
@@ -75,8 +75,8 @@ def default_ring() -> AsyncRing:
 def default_group(ring: AsyncRing | None = None) -> BufferRing:
     """The buffer group of connections that are given none: 128 buffers of 64 KiB, registered on first use.
 
-    It grows, with a server's connections and when a receive finds it empty, to at most 1,024.  These are addresses: a
-    page becomes memory when data first comes into it.
+    It grows to what is received at once, and at most to 2,048.  These are addresses: a page becomes memory when data
+    first comes into it.
 
     Args:
         ring: whose group; None is the running loop's own ring, see `default_ring()`.

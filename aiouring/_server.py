@@ -197,15 +197,7 @@ class Server:
             raise
         task = self._loop.create_task(self._serve(connection), name="aiouring connection")
         self._clients[task] = connection
-        if 2 * len(self._clients) > len(self._group):
-            self._make_room()
         task.add_done_callback(self._left, context=self._context)
-
-    def _make_room(self) -> None:
-        """Let the group grow with the connections: what all of them receive at once should find it empty no more."""
-        group = self._group
-        if group.registered and len(group) < group.max_count:
-            group.grow(min(len(group), group.max_count - len(group)))
 
     async def _serve(self, connection: Connection) -> None:
         try:
@@ -282,8 +274,7 @@ async def start_server(
         path: instead, a Unix socket's path, removed when the server is closed; a socket that is there already is taken
             for a dead server's, and replaced.  One that begins with a zero byte is abstract.
         ring: None is the loop's own, see `default_ring()`.
-        group: what received data comes in; None is the ring's own, see `default_group()`.  One with `max_count` grows,
-            as far as that, to two buffers for each connection.
+        group: what received data comes in; None is the ring's own, see `default_group()`.
         max_pending: see `Connection`.
         family: AF_INET or AF_INET6 restricts the addresses to one kind.
         flags: for `getaddrinfo()`.

@@ -11,10 +11,12 @@ How this fits together
 3. A read from a file takes its buffer when it is submitted, not when data is there, and holds it while the disk works
    (KERNEL.md C5).  Our count of the kernel's buffers is too high by those, so `serve()` asks the kernel for its own:
    else those in line would be called, refused and called again for as long as the disk takes.
-4. A group that may grow does so when somebody is in line and the kernel has nothing: by as many buffers as there are,
-   and no more than GROWTH_STEP, in each turn.  So it grows to what its receivers hold at once, and nobody is refused,
-   or falls back, before it has all that it may have.  The addresses of all buffers were reserved at the registration
-   and the kernel's ring has room for them; memory that nobody has written to is not there yet.
+4. A group that may grow does so when somebody is in line and the kernel has nothing, or when many were refused since
+   the last turn (a thousand connections that share half as many buffers: to be refused costs as much as to receive),
+   by as many buffers as there are, and no more than GROWTH_STEP, in each turn.  So it grows to what its receivers hold
+   at once, and nobody is refused, or falls back, before it has all that it may have.  The addresses of all buffers were
+   reserved at the registration and the kernel's ring has room for them; memory that nobody has written to is not there
+   yet.
 5. Who may fall back ("content" in the line's words) takes a private buffer in place of one of the group's, see
    `_private_buffers`.  It joins the line only while all of those are out, and is handed the first that comes back,
    unless a buffer of the group is there before.  So what is handed over is None, go and ask the group, or the lease.
@@ -71,7 +73,7 @@ class Shortage(Home):
         self._starved = 0
         self._growths = 0
         self._watch: Watch | None = None
-        self.enobufs = 0
+        self.enobufs = self._refused = 0
 
     @property
     def registered(self) -> bool:
@@ -139,14 +141,16 @@ class Shortage(Home):
         self._line.dismiss(error)
 
     def serve(self) -> None:
-        """Call from the line as many as the kernel has buffers; grow if that is none."""
+        """Call from the line as many as the kernel has buffers; grow if that is none, or few."""
         buffers = self.raw.with_kernel
         if buffers and (head := lib.au_group_head(self.raw)) >= 0:  # before Linux 6.8 it cannot be known
             buffers = (self.raw.tail - head) % 65536
         for _ in range(buffers):
             if not self._line.hand(None):
                 break
-        if self.waiting and not buffers and not self.raw.unpublished and self._may_grow():
+        refused, self._refused = self.enobufs - self._refused, self.enobufs  # since this was here last
+        buffers += self.raw.unpublished
+        if ((self.waiting and not buffers) or refused > max(1, buffers // 16)) and self._may_grow():
             self.grow(min(self.raw.count, self.raw.capacity - self.raw.count, GROWTH_STEP))
 
     def _may_grow(self) -> bool:

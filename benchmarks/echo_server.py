@@ -145,9 +145,10 @@ async def serve_adapted(listener: socket.socket, control: Control) -> None:
 
 
 def default_statistics() -> dict[str, int]:
-    """What the loop's own ring has done so far, and how many buffers of its group are in use."""
-    in_use = aiouring.default_group().statistics().in_use
-    return {**dataclasses.asdict(aiouring.default_ring().statistics()), "buffers_in_use": in_use}
+    """What the loop's own ring has done so far, and how its group of buffers stands."""
+    group = dataclasses.asdict(aiouring.default_group().statistics())
+    ring = dataclasses.asdict(aiouring.default_ring().statistics())
+    return {**ring, **{f"buffers {key}": number for key, number in group.items()}}
 
 
 def _ring_server(task_run: TaskRun, echo_one: EchoOne) -> Server:

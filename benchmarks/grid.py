@@ -133,7 +133,7 @@ def exchange(server: ServerProcess, load: Path, cell: Cell, effort: Effort, idle
         assert process.stdout is not None
         line = process.stdout.readline()
         if line and idle:
-            held = server.statistics().get("buffers_in_use", 0)
+            held = server.statistics().get("buffers in_use", 0)
         process.stdin.close()
         if process.wait(PATIENCE) or not line:
             raise RuntimeError(f"the load ended with status {process.returncode}; its standard error says why")

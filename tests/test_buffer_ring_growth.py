@@ -186,6 +186,21 @@ async def test_idle_receivers_do_not_make_it_grow(ring: aiouring.AsyncRing, pair
         await stream.aclose()
 
 
+@pytest.mark.parametrize(("refused", "expected"), [(0, 8), (1, 8), (2, 16), (12, 16)])
+async def test_grows_where_many_are_refused(ring: aiouring.AsyncRing, refused: int, expected: int) -> None:
+    """More than one refusal, or one for sixteen buffers, makes it grow, although there are buffers again by then."""
+    group = ring.register_buffer_ring(count=8, size=16, max_count=64)
+    places = [group.join_line(group.draw_ticket(), None, "wait") for _ in range(12)]
+    group.enobufs += refused
+    group.serve()
+    assert [place.done() for place in places] == [True] * 8 + [False] * 4
+    assert len(group) == expected
+    group.serve()  # nobody was refused since: those in line are served with the new ones
+    assert len(group) == expected
+    for place in places:
+        group.leave_line(place)
+
+
 async def test_streams_and_growth(ring: aiouring.AsyncRing, pairs: list[Pair]) -> None:
     """Streams whose chunks are all held go on while the group may grow, with every byte in order."""
     group = ring.register_buffer_ring(count=1, size=4, max_count=128)

@@ -370,25 +370,3 @@ async def exchange(server: Server, sockets: list[socket.socket]) -> None:
         await loop.sock_connect(sock, server.sockets[0].getsockname())
         await loop.sock_sendall(sock, b"hello")
         await loop.sock_recv(sock, 5)
-
-
-async def test_a_group_grows_with_the_connections(ring: AsyncRing) -> None:
-    """One that may grow gets two buffers for each connection, before they need them, and no more than it may have."""
-    group = ring.register_buffer_ring(count=2, size=512, max_count=16)
-    async with await start_server(never, HOST, 0, ring=ring, group=group) as server:
-        clients = []
-        for expected in (2, 4, 8, 8, 16, 16, 16, 16, 16):
-            clients.append(await connect(ring, server))
-            await accepted(server, len(clients))
-            assert len(group) == expected
-        for client in clients:
-            client.abort()
-        server.abort_clients()
-        for task in server._clients:
-            task.cancel()
-
-
-async def accepted(server: Server, count: int) -> None:
-    """Wait until the server has as many connections."""
-    while len(server._clients) < count:
-        await asyncio.sleep(0)
