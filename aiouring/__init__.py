@@ -36,6 +36,7 @@ from aiouring._linked import Chain
 from aiouring._memory_region import MemoryRegion
 from aiouring._opening import open_connection, open_unix_connection
 from aiouring._probe import Probe, probe
+from aiouring._protocols import create_connection, create_server, create_unix_connection
 from aiouring._receive_stream import MessageStream, ReceiveStream
 from aiouring._received_message import ReceivedMessage
 from aiouring._registered_buffers import RegisteredBuffers
@@ -48,6 +49,7 @@ from aiouring._standing_streams import AcceptStream, PollStream
 from aiouring._stat import StatxResult
 from aiouring._stream_adapter import StreamReader, StreamWriter
 from aiouring._synchronous_ring import Ring
+from aiouring._transport import Transport
 from aiouring._zero_copy_verbs import ZeroCopySent
 
 __version__ = "0.1.0"
@@ -106,10 +108,14 @@ __all__ = [
     "StreamWriter",
     "SubmissionFlags",
     "SyncFileRangeFlags",
+    "Transport",
     "UnsupportedKernelError",
     "WrongContextError",
     "ZeroCopySent",
     "bytes_written",
+    "create_connection",
+    "create_server",
+    "create_unix_connection",
     "default_group",
     "default_ring",
     "open_connection",

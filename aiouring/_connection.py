@@ -14,7 +14,7 @@ import errno
 import socket
 import ssl
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -246,7 +246,7 @@ class Connection:
             raise RuntimeError("the connection is encrypted already: TLS within TLS is not supported")
         if self._closed:
             raise kernel_error(errno.ECONNABORTED, "the connection has been closed")
-        if receiving._ready is not None or (self._framing is not None and self._framing.busy):
+        if receiving._ready or receiving.taker or (self._framing is not None and self._framing.busy):
             raise ResourceBusyError("a task is receiving from this connection: TLS cannot start in the middle of that")
         engine = Engine(settings)
         self._sending = encrypting = TLSSending(self._driver, engine, sending, settings.shutdown_timeout)
@@ -307,9 +307,7 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        error = kernel_error(errno.ECONNABORTED, "the connection has been closed")
-        self._sending.drop(error)
-        self._receiving.stop(error)
+        self._receiving.stop(self._stop_sending())
         ends = [self._receiving.end(), self._sending.end()]
         self._gone = self._gone or self._driver.new_future()
         self._unended = [end for end in ends if end is not None]
@@ -318,11 +316,23 @@ class Connection:
         if not self._unended:
             self._close_socket()
 
+    def _stop_sending(self) -> OSError:
+        """Send nothing of what is queued, and nothing more."""
+        error = kernel_error(errno.ECONNABORTED, "the connection has been closed")
+        self._sending.drop(error)
+        return error
+
     async def wait_closed(self) -> None:
         """Wait until the connection has been closed, by whomever; `aclose()` closes it."""
         if self._gone is None:
             self._gone = self._driver.new_future()
         await asyncio.shield(self._gone)
+
+    def when_closed(self, what: Callable[[], object]) -> None:
+        """Have `what` called soon after the connection was closed, by whomever; for servers."""
+        if self._gone is None:
+            self._gone = self._driver.new_future()
+        self._gone.add_done_callback(lambda _: what())
 
     def _ended(self, end: "asyncio.Future[int]") -> None:
         self._unended.remove(end)

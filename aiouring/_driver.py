@@ -157,6 +157,8 @@ class Driver(Turns):
             code = prepare(self._raw, user_data, *arguments)
         if code == lib.AU_FULL:
             self._turn(0)
+            if self.takers:
+                self.ask_for_turn()  # nobody's code runs within a verb
             code = prepare(self._raw, user_data, *arguments)
         if code and code != lib.AU_FULL:
             numbers = dict(zip(_ARGUMENTS[prepare], arguments, strict=False))
@@ -289,6 +291,8 @@ class Driver(Turns):
         """Hand the kernel what is filled, so that it meets the registrations of now."""
         if self._usable and lib.au_ring_check(self._raw) == 0 and lib.au_ring_unsubmitted(self._raw):
             self._turn(0)
+            if self.takers:
+                self.ask_for_turn()
 
     def draw_number(self) -> int:
         """A user_data for a tag: from the count that requests draw from, so neither is taken for the other."""

@@ -84,6 +84,38 @@ def listen_on(sock: socket.socket, backlog: int) -> socket.socket:
     return sock
 
 
+async def open_listeners(
+    hosts: Hosts,
+    port: int | str | None,
+    sock: socket.socket | None,
+    path: str | bytes | os.PathLike[str] | None,
+    *,
+    family: int,
+    flags: int,
+    backlog: int,
+    reuse_address: bool,
+    reuse_port: bool,
+) -> "tuple[list[socket.socket], UnixListener | None]":
+    """The sockets of a server that listens on exactly one of a host and port, `sock` and `path`."""
+    if sum([hosts is not None or port is not None, sock is not None, path is not None]) != 1:
+        raise ValueError("a server listens on a host and port, or on sock=, or on path=: give exactly one of these")
+    if sock is not None:
+        return [listen_on(sock, backlog)], None
+    if path is not None:
+        unix = UnixListener(path, backlog)
+        return [unix.socket], unix
+    listeners = await listen(
+        hosts,
+        port,
+        family=family,
+        flags=flags,
+        backlog=backlog,
+        reuse_address=reuse_address,
+        reuse_port=reuse_port,
+    )
+    return listeners, None
+
+
 class UnixListener:
     """A listening Unix socket and the path that it made, which is removed with it if it is still its own."""
 

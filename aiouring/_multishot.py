@@ -13,7 +13,8 @@ How this fits together
    brings is queued.  Below the low mark, *and* when that cancel is over, it is armed again.
 4. ENOBUFS parks the stream in the group's line, behind whoever waited before; the data stays in the socket.  Where the
    group falls back, a private receive takes the multishot's place, see `_private_buffers`.
-5. Closing cancels, waits for the request's own final completion, and keeps what nobody took for the next
+5. A `taker` (see `_takers`) takes what came without a task.  While it wants nothing the receive is `resting`.
+6. Closing cancels, waits for the request's own final completion, and keeps what nobody took for the next
    receive on the file (see Leftovers).
 
 States: armed (the kernel has a request), parked (in the group's line), paused (enough is queued), over (the
@@ -47,7 +48,6 @@ _MORE = lib.AU_CQE_F_MORE
 _SHIFT = lib.AU_CQE_BUFFER_SHIFT
 _BUNDLE = lib.AU_RECVSEND_BUNDLE << 16  # in what goes into ioprio
 
-
 #: What came before, for all whom nothing did: an empty deque is larger than all else that an idle connection has.
 _NOTHING: "deque[ProvidedBuffer]" = deque()
 
@@ -56,25 +56,9 @@ class Receiving(Shorthanded):
     """The receiving half of one socket."""
 
     __slots__ = (
-        "_early",
-        "_ends",
-        "_failure",
-        "_high",
-        "_identity",
-        "_keeps_boundaries",
-        "_low",
-        "_new_future",
-        "_raw_group",
-        "_ready",
-        "_retired",
-        "_stopping",
-        "_total",
-        "_withdrawn",
-        "armed",
-        "group",
-        "over",
-        "tag",
-    )
+        "_early", "_ends", "_failure", "_high", "_identity", "_keeps_boundaries", "_low", "_new_future", "_raw_group",
+        "_ready", "_retired", "_stopping", "_total", "_withdrawn", "armed", "group", "over", "tag", "taker",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -106,6 +90,7 @@ class Receiving(Shorthanded):
         self._failure: Exception | None = None
         self._stopping = False
         self._withdrawn = False  # whoever stops all requests on the file has cancelled it
+        self.taker: Callable[[], object] | None = None  # instead of a reader
         self.armed = self.over = False
         if driver.leftovers.kept:
             self._early = deque()
@@ -134,7 +119,7 @@ class Receiving(Shorthanded):
                 self._arm()  # the last try may have found no buffer
             if self.over:
                 self._raise()
-            if self._ready is not None:
+            if self._ready is not None or self.taker is not None:
                 raise ResourceBusyError("another task is already receiving from this connection")
             self._ready = ready = self._new_future()
             try:
@@ -177,12 +162,15 @@ class Receiving(Shorthanded):
     def _wake(self) -> None:
         if self._ready is not None:
             wake(self._ready)
+        elif self.taker is not None:
+            self._driver.takers.append(self.taker)
+            self._driver.ask_for_turn()
 
     # ---- the kernel's request ------------------------------------------------------------------
 
     def _arm(self) -> None:
         """Arm the receive, unless there is a reason not to."""
-        if self.armed or self.over or self.closing or self._place is not None:
+        if self.armed or self.over or self.closing or self.resting or self._place is not None:
             return
         if self.group.waiting:
             self._park()
@@ -220,7 +208,10 @@ class Receiving(Shorthanded):
             if not arrivals or arrivals[-1] != arrival:  # else this step is taken again
                 arrivals.append(arrival)
             ready = self._ready
-            if ready is not None and not ready.done():
+            if ready is None:
+                if self.taker is not None:
+                    self._driver.takers.append(self.taker)
+            elif not ready.done():
                 ready.set_result(None)
             self._ticket = 0  # it had its turn
             if flags & _MORE:

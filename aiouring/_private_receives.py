@@ -85,7 +85,7 @@ class Shorthanded(Request):
     It stands in the line; or, where the group falls back, one private receive takes the multishot's place.
     """
 
-    __slots__ = ("_arrivals", "_driver", "_how", "_place", "_spare", "_ticket", "closing")
+    __slots__ = ("_arrivals", "_driver", "_how", "_place", "_spare", "_ticket", "closing", "resting")
     group: "BufferRing"
 
     def __init__(self, driver: "Driver", fd: int, file: Any, how: int) -> None:
@@ -96,7 +96,7 @@ class Shorthanded(Request):
         self._place: asyncio.Future[ProvidedBuffer | None] | None = None  # in the group's line
         self._ticket = 0  # its place in that line; kept until data comes
         self._spare: ProvidedBuffer | None = None  # what a private receive in flight receives into
-        self.closing = False
+        self.closing = self.resting = False
 
     def _start(self, spare: "ProvidedBuffer | None" = None, data_first: int = 0) -> None:
         """Arm the multishot, or receive into `spare`."""
@@ -130,7 +130,7 @@ class Shorthanded(Request):
         if place.cancelled():
             return
         error = place.exception()
-        if self.closing:
+        if self.closing or self.resting:
             if error is None:
                 self.group.decline(place.result())  # it was called, and leaves: the next is
         elif error is None:

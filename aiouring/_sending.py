@@ -1,8 +1,8 @@
 """Owns `Sending`: what a connection's sending half is to Python; the C core does the rest (senders.c).
 
 Ownership.  A lent buffer that is written is handed over: its lease ends for whoever had it, and the C core
-gives it back to its group when its bytes are sent.  Everything else that is written is kept here, in the
-order in which it was written, until the C core has counted it as done with.
+gives it back to its group when its bytes are sent.  A few bytes are copied by the C core.  Everything else that is
+written is kept here, in the order in which it was written, until the C core has counted it as done with.
 """
 
 import errno
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _add_buffer = lib.au_sender_add_buffer
 _add_memory = lib.au_sender_add_memory
+_add_copy = lib.au_sender_add_copy
+_COPY_MAX = lib.AU_COPY_MAX
+_NEVER = 1 << 63  # bytes
 _WRONG_CONTEXT = (lib.AU_WRONG_THREAD, lib.AU_FORKED)
 
 
@@ -94,32 +97,51 @@ class Sending:
             else:
                 data.ended = True  # the same, without the call
             code = _add_buffer(self.raw, self._raw_group, data.number, data.length)
-            if code:
+            if code < 0:
                 self._refuse(code, data)
         else:
             self._write_memory(data)
         if not self._driver._scheduled:
             self._driver.ask_for_turn()
 
+    def write_bytes(self, data: bytes) -> bool:
+        """The same for `bytes`; returns whether too much is queued now."""
+        length = len(data)
+        if 0 < length <= _COPY_MAX:
+            code = _add_copy(self.raw, data, length)
+        elif length:
+            code = self._add_kept(kept := ffi.from_buffer(data), kept, length)
+        else:
+            return False
+        if code < 0:
+            self._refuse(code)
+        if not self._driver._scheduled:
+            self._driver.ask_for_turn()
+        return code > 0
+
     def _write_memory(self, data: Any) -> None:
         """Queue what does not lie in a buffer of the group."""
-        if isinstance(data, Lease):
-            length = len(data)
+        if not isinstance(data, Lease):
+            self.write_bytes(data if isinstance(data, bytes) else memoryview(data).tobytes())
+        elif data.length:
             memory = data.memory()
             data.hand_over()
-            kept: Any = data
+            code = self._add_kept(data, memory, data.length)
+            if code < 0:
+                self._refuse(code, data)
         else:
-            kept = memory = ffi.from_buffer(data if isinstance(data, bytes) else memoryview(data).tobytes())
-            length = len(memory)
-        if not length:
-            return
+            data.memory()  # raises where it has ended
+            data.hand_over()
+
+    def _add_kept(self, kept: Any, memory: Any, length: int) -> int:
+        """Queue memory that `kept` keeps."""
         if self._kept is None:
             self._kept = deque()
         self._kept.append(kept)  # before the C core has it: an interrupt in between keeps too much, not too little
         code = _add_memory(self.raw, memory, length)
-        if code:
+        if code < 0:
             self._kept.pop()
-            self._refuse(code, kept)
+        return code
 
     def _refuse(self, code: int, data: Any = None) -> None:
         """`data` was not queued: a buffer goes home, unless only its owner's thread may send it there."""
@@ -174,11 +196,27 @@ class Sending:
     def reach(self, mark: int) -> "asyncio.Future[None]":
         """What resolves when no more than `mark` bytes of what is queued now are left to send, or sending failed."""
         raw = self.raw
-        entry = (raw.taken + max(0, raw.pending - mark), self._driver.new_future())
+        return self._expect(raw.taken + max(0, raw.pending - mark))
+
+    def when_failed(self) -> "asyncio.Future[None]":
+        """What resolves when sending has failed, or was dropped; then `failure` says why."""
+        return self._expect(_NEVER)
+
+    def set_high_water(self, size: int) -> None:
+        """What is crowded: more than `size` bytes."""
+        raw = self.raw
+        raw.high_water = size
+        raw.crowded = bool(raw.failure or raw.held) or raw.pending > size
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended the sending."""
+        return self._failure
+
+    def _expect(self, taken: int) -> "asyncio.Future[None]":
+        entry = (taken, self._driver.new_future())
         self._waiting.append(entry)
-        self._watch()
-        if raw.failure or raw.pending <= mark:
-            self._wake()
+        self._wake()  # it may have come already
         return entry[1]
 
     async def send_eof(self, sock: socket.socket) -> None:

@@ -25,7 +25,7 @@ from aiouring._connection import Connection
 from aiouring._default_ring import ring_and_group
 from aiouring._errors import RingClosedError
 from aiouring._framing import LIMIT
-from aiouring._listening import Hosts, UnixListener, listen, listen_on
+from aiouring._listening import Hosts, UnixListener, open_listeners
 from aiouring._stream_adapter import Handler, StreamHandler, on_streams
 from aiouring._tls import TLSSettings, settings_of
 
@@ -64,7 +64,7 @@ class Server:
 
     def __repr__(self) -> str:
         where = ", ".join(str(sock.getsockname()) for sock in self.sockets)
-        return f"<Server {where or 'closed'}, {len(self._clients)} connections>"
+        return f"<Server {where or 'closed'}, {self._served()} connections>"
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
@@ -166,8 +166,12 @@ class Server:
         self._check_ended()
 
     def _check_ended(self) -> None:
-        if self._closed and not (self._accepting or self._clients or self._goodbyes or self._ended.done()):
+        if self._closed and not (self._accepting or self._served() or self._goodbyes or self._ended.done()):
             self._ended.set_result(None)
+
+    def _served(self) -> int:
+        """How many connections there are."""
+        return len(self._clients)
 
     # ---- accepting -----------------------------------------------------------------------------
 
@@ -298,9 +302,6 @@ async def start_server(
     if not callable(handler):
         raise TypeError(f"a handler is an async function of a Connection, not {type(handler).__name__}")
     serve = on_streams(cast("StreamHandler", handler), limit) if streams else cast("Handler", handler)
-    given = [host is not None or port is not None, sock is not None, path is not None]
-    if sum(given) != 1:
-        raise ValueError("a server listens on a host and port, or on sock=, or on path=: give exactly one of these")
     settings = settings_of(
         context=ssl,
         server_side=True,
@@ -310,22 +311,17 @@ async def start_server(
         shutdown_timeout=ssl_shutdown_timeout,
     )
     ring, group = ring_and_group(ring, group)
-    unix: UnixListener | None = None
-    if sock is not None:
-        listeners = [listen_on(sock, backlog)]
-    elif path is not None:
-        unix = UnixListener(path, backlog)
-        listeners = [unix.socket]
-    else:
-        listeners = await listen(
-            host,
-            port,
-            family=family,
-            flags=flags,
-            backlog=backlog,
-            reuse_address=reuse_address,
-            reuse_port=reuse_port,
-        )
+    listeners, unix = await open_listeners(
+        host,
+        port,
+        sock,
+        path,
+        family=family,
+        flags=flags,
+        backlog=backlog,
+        reuse_address=reuse_address,
+        reuse_port=reuse_port,
+    )
     server = Server(ring, group, serve, listeners, unix, max_pending, settings)
     if start_serving:
         await server.start_serving()

@@ -39,6 +39,17 @@ def _failure(connection: Connection) -> OSError | None:
     return failure if isinstance(failure, OSError) and not connection._closed else None
 
 
+def extra_info(connection: Connection) -> dict[str, Any]:
+    """What transports of asyncio know of their connection, by its names."""
+    sock = connection._socket
+    extra: dict[str, Any] = {"socket": TransportSocket(sock), "peername": None, "sockname": None}
+    with contextlib.suppress(OSError):
+        extra["sockname"] = sock.getsockname()
+    with contextlib.suppress(OSError):
+        extra["peername"] = sock.getpeername()
+    return extra
+
+
 class StreamReader:
     """What `asyncio.StreamReader` is to its users, on a `Connection`.
 
@@ -147,12 +158,7 @@ class StreamWriter:
         self._loop = connection._driver.loop
         self._end_of_writing: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        sock = connection._socket
-        self._extra: dict[str, Any] = {"socket": TransportSocket(sock), "peername": None, "sockname": None}
-        with contextlib.suppress(OSError):
-            self._extra["sockname"] = sock.getsockname()
-        with contextlib.suppress(OSError):
-            self._extra["peername"] = sock.getpeername()
+        self._extra = extra_info(connection)
 
     def __repr__(self) -> str:
         return f"<StreamWriter of {self._connection!r}>"

@@ -1,15 +1,14 @@
 """Owns `Turns`: when the ring submits and when it drains; the half of the driver that meets the event loop.
 
-A turn is asked for by whoever queued something (`ask_for_turn`: one `call_soon` per turn of the loop), or by
-the ring's eventfd.  It is one C call (`au_ring_turn`): publish returned buffers, submit, drain, empty the
-eventfd, look again.  What completed is delivered as a flat list of integers, and resolves futures; no code of
-the user runs in here.  A turn that delivered something asks for the next at once: it comes behind the tasks that
-were woken, in the same turn of the loop.  (Echo, one connection: 1.85 epoll_wait() a message instead of 2.97.)
+A turn is asked for by whoever queued something (`ask_for_turn`: one `call_soon` per turn of the loop), or by the ring's
+eventfd.  It is one C call (`au_ring_turn`): publish returned buffers, submit, drain, empty the eventfd, look again.
+What completed is delivered as a flat list of integers, and resolves futures; no code of the user runs in here.  A turn
+that delivered something asks for the next at once: it comes behind the tasks that were woken, in the same turn of the
+loop.  (Echo, one connection: 1.85 epoll_wait() a message instead of 2.97.)
 
-A KeyboardInterrupt can strike between any two lines.  Delivery is therefore idempotent: the batch stays in C
-memory until it has been walked through, and the walk goes on where it was interrupted.  (What asyncio itself
-loses when it is interrupted between taking a callback off its queue and calling it, is lost.  Its Runner turns
-Ctrl-C into a cancellation, and never gets there.)
+A KeyboardInterrupt can strike between any two lines.  Delivery is therefore idempotent: the batch stays in C memory
+until it has been walked through, and the walk goes on where it was interrupted.  (What asyncio itself loses when it is
+interrupted between taking a callback off its queue and calling it, is lost.  Its Runner's Ctrl-C never gets there.)
 """
 
 import asyncio
@@ -26,6 +25,7 @@ from aiouring._errors import RingClosedError, failure
 from aiouring._inbox import FIRST_NAME, Inbox
 from aiouring._line import Line
 from aiouring._request import Leftovers, Request
+from aiouring._takers import Takers
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ class Turns:
         self.closing = False
         self._usable = True
         self.broken: OSError | None = None
-        self._groups = registry.groups
-        self._retiring = registry.retiring
+        self._groups, self._retiring = registry.groups, registry.retiring
         self.strays = 0
         self._raw = ring.raw
         self._events = ring.raw.events
@@ -73,9 +72,9 @@ class Turns:
         self._cancels_due: list[int] = []  # numbers of requests whose cancel found the queue full
         self._starts_due: deque[tuple[Request, Callable[..., int], tuple[Any, ...]]] = deque()  # as many started
         self.senders: dict[int, Sending] = {}  # whose requests the C core knows, by the number of their events
+        self.takers = Takers(self)
         self._scheduled = False
-        self._position = 0
-        self._undelivered = False
+        self._position, self._undelivered = 0, False
         self._retries = 0
         self._retry: asyncio.TimerHandle | None = None
         self._room: Line[None] = Line(loop.create_future, lambda _: self._make_room())
@@ -125,10 +124,14 @@ class Turns:
         self._scheduled = False
         if not self.ring.closed:
             self._turn(0)
+        if self.takers:
+            self.takers.call()
 
     def _wake(self) -> None:
         if not self.ring.closed:
             self._turn(1)
+            if self.takers:
+                self.takers.call()
 
     def _turn(self, woken: int) -> None:
         try:
@@ -143,7 +146,8 @@ class Turns:
             code = lib.au_ring_turn(self._raw, woken)
             if code > 0:
                 self._deliver(code & ~lib.AU_AGAIN)
-                self.ask_for_turn()  # behind those whom that woke
+                if not self.takers or code & lib.AU_AGAIN:  # a turn follows takers at once
+                    self.ask_for_turn()  # behind those whom that woke
             self._undelivered = False
         except BaseException:
             self.ask_for_turn()

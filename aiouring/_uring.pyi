@@ -56,6 +56,7 @@ class CSender:
     pending: int
     taken: int
     wanted: int
+    high_water: int
     memory_done: int
     watched: int
     in_flight: int
@@ -398,6 +399,7 @@ class _Lib:
     def au_sender_init(self, sender: CSender, ring: CRing, fd: int, number: int, /) -> int: ...
     def au_sender_add_buffer(self, sender: CSender, group: CGroup, part: int, length: int, /) -> int: ...
     def au_sender_add_memory(self, sender: CSender, memory: CMemory, length: int, /) -> int: ...
+    def au_sender_add_copy(self, sender: CSender, data: bytes, length: int, /) -> int: ...
     def au_sender_drop(self, sender: CSender, failure: int, /) -> int: ...
     def au_sender_close(self, sender: CSender, /) -> None: ...
     AU_OP_NOP: Final[int]
@@ -667,6 +669,7 @@ class _Lib:
     AU_SLOTS_AT_ONCE: Final[int]
     AU_RING_ENABLED: Final[int]
     AU_HIGH_WATER: Final[int]
+    AU_COPY_MAX: Final[int]
     AU_TAG_BIT: Final[int]
     AU_TAG_SHIFT: Final[int]
     AU_CQE_TAKEN: Final[int]

@@ -1,4 +1,4 @@
-"""Owns the echo benchmark: CPU time and throughput of twelve echo servers under the same load.
+"""Owns the echo benchmark: CPU time and throughput of sixteen echo servers under the same load.
 
 The server has one core and the load another.  The server's CPU time is read from its process clock right
 before and after the measured messages.

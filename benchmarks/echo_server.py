@@ -80,6 +80,18 @@ async def serve_protocol(listener: socket.socket, control: Control) -> None:
         await control.ended
 
 
+async def serve_ring_protocol(listener: socket.socket, control: Control, task_run: TaskRun) -> None:
+    """aiouring: the same protocol, on one buffer ring for all connections."""
+    async with aiouring.AsyncRing(task_run=task_run) as ring:
+        with ring.register_buffer_ring(count=BUFFERS, size=CHUNK) as group:
+            control.statistics = lambda: dataclasses.asdict(ring.statistics())
+            async with await aiouring.create_server(
+                EchoProtocol, sock=listener.dup(), ring=ring, group=group
+            ) as server:
+                await control.ended
+                server.abort_clients()
+
+
 EchoOne: TypeAlias = Callable[[aiouring.AsyncRing, aiouring.BufferRing, socket.socket], Coroutine[None, None, None]]
 
 
@@ -151,6 +163,10 @@ def default_statistics() -> dict[str, int]:
     return {**ring, **{f"buffers {key}": number for key, number in group.items()}}
 
 
+def _ring_protocol_server(task_run: TaskRun) -> Server:
+    return lambda listener, control: serve_ring_protocol(listener, control, task_run)
+
+
 def _ring_server(task_run: TaskRun, echo_one: EchoOne) -> Server:
     return lambda listener, control: serve_ring(listener, control, task_run, echo_one)
 
@@ -160,6 +176,7 @@ _RING_KINDS: dict[str, Server] = {
     for name, echo_one in (("connection", echo_connection), ("verbs", echo_by_verbs))
     for task_run in TASK_RUNS
 }
+_RING_KINDS |= {f"aiouring {PROTOCOL}, {task_run}": _ring_protocol_server(task_run) for task_run in TASK_RUNS}
 _KINDS: dict[str, Server] = {STREAMS: serve_streams, PROTOCOL: serve_protocol, **_RING_KINDS}
 
 #: Every server by its name: the event loop, and the kind of server on it.

@@ -87,12 +87,40 @@ async def test_written_memory_is_free_when_it_is_sent(ring: aiouring.AsyncRing, 
     """A large part is let go of as soon as the kernel has it all."""
     group = ring.register_buffer_ring(count=4, size=64)
     async with Connection(ring, pair[0], group) as connection:
-        part = b"x" * 1000
+        part = b"x" * 10_000
         before = sys.getrefcount(part)
         connection.write(part)
         assert sys.getrefcount(part) == before + 1
         await connection.send()
         assert sys.getrefcount(part) == before
+
+
+async def test_a_few_bytes_are_copied(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """Up to 4096 bytes are not kept; copies, kept memory and buffers arrive in the order in which they were written."""
+    pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    group = ring.register_buffer_ring(count=4, size=64)
+    async with Connection(ring, pair[0], group) as connection:
+        pair[1].send(b"a chunk")
+        parts = [bytes([number]) * size for number, size in enumerate((1, 4096, 4097, 10_000, 4096, 50_000, 7))]
+        before = list(map(sys.getrefcount, parts))
+        for number in range(len(parts)):
+            connection.write(parts[number])
+        kept = [now - then for now, then in zip(map(sys.getrefcount, parts), before, strict=True)]
+        assert kept == [0, 0, 1, 1, 0, 1, 0]
+        connection.write(await connection.receive())
+        whole = b"".join(parts) + b"a chunk"
+        assert await receive_all(pair[1], len(whole)) == whole
+
+
+async def test_copies_of_an_aborted_connection(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """What was copied and never sent is gone with the connection, and its memory."""
+    group = ring.register_buffer_ring(count=4, size=64)
+    connection = Connection(ring, pair[0], group)
+    for _ in range(10):
+        connection.write(b"x" * 4096)
+    connection.abort()
+    await connection.aclose()
+    assert pair[1].recv(1) == b""
 
 
 async def test_a_lent_buffer_is_handed_over(ring: aiouring.AsyncRing, pair: Pair) -> None:

@@ -54,6 +54,7 @@ FLOORS = [
         "_request",
         "_slot_requests",
         "_inbox",
+        "_takers",
         "_turns",
         "_private_receives",
         "_insistence",
@@ -98,7 +99,17 @@ FLOORS = [
         "_synchronous_ring",
     ],
     ["_tls", "_tls_sending", "_tls_receiving"],
-    ["_framing", "_connection", "_default_ring", "_opening", "_listening", "_stream_adapter", "_server"],
+    [
+        "_framing",
+        "_connection",
+        "_default_ring",
+        "_opening",
+        "_listening",
+        "_stream_adapter",
+        "_server",
+        "_transport",
+        "_protocols",
+    ],
     ["__init__", "__main__"],
 ]
 MAY_KNOW_ASYNCIO = {

@@ -6,9 +6,9 @@
  * its caller's memory is free again, and when it failed.
  *
  * Ownership.  A part is a provided buffer whose lease was handed over (it stays lent in the group's books
- * until its bytes are sent, and then goes back to the kernel), or memory that the caller keeps until
- * `memory_done` has counted it.  The parts of the request in flight stay in the queue until its final
- * completion.  The entry is filled in the very turn that submits it, from a descriptor that the connection
+ * until its bytes are sent, and then goes back to the kernel), a copy of a few bytes, or memory that the caller
+ * keeps until `memory_done` has counted it.  The parts of the request in flight stay in the queue until its
+ * final completion.  The entry is filled in the very turn that submits it, from a descriptor that the connection
  * owns, so it needs no guard (KERNEL.md E12).
  */
 #include "uring.h"
@@ -61,6 +61,7 @@ int au_sender_init(au_sender *sender, au_ring *ring, int fd, uint64_t number)
     ring->sender_table[slot] = sender;
     sender->ring = ring;
     sender->fd = fd;
+    sender->high_water = AU_HIGH_WATER;
     sender->number = number;
     sender->name = SENDER_TAG | (number << 24 & ~SENDER_TAG) | slot;
     return 0;
@@ -74,6 +75,7 @@ static au_sender *sender_named(au_ring *ring, uint64_t name)
     return sender && sender->name == name && sender->in_flight ? sender : NULL;
 }
 
+/* Returns 1 where more is pending now than the high mark, else 0. */
 static int add_part(au_sender *sender, struct au_part part)
 {
     int rc = au_ring_check(sender->ring);
@@ -95,10 +97,10 @@ static int add_part(au_sender *sender, struct au_part part)
     }
     *part_of(sender, sender->count++) = part;
     sender->pending += part.length;
-    sender->crowded = sender->held || sender->pending > AU_HIGH_WATER;
+    sender->crowded = sender->held || sender->pending > sender->high_water;
     if (!sender->in_flight)
         queue_sender(sender);
-    return 0;
+    return sender->crowded;
 }
 
 /* `part` as for au_group_release(). */
@@ -113,14 +115,29 @@ int au_sender_add_buffer(au_sender *sender, au_group *group, uint64_t part, uint
     if (length == 0 || length > group->size)
         return AU_BAD_LENGTH;
     uint8_t *start = group->base + (uint64_t)buffer_id * group->size + begin;
-    return add_part(sender, (struct au_part){start, length, group, buffer_id});
+    return add_part(sender, (struct au_part){start, length, group, buffer_id, NULL});
 }
 
 int au_sender_add_memory(au_sender *sender, const void *memory, int64_t length)
 {
     if (length <= 0)
         return AU_BAD_LENGTH;
-    return add_part(sender, (struct au_part){(uint8_t *)(uintptr_t)memory, (uint64_t)length, NULL, 0});
+    return add_part(sender, (struct au_part){(uint8_t *)(uintptr_t)memory, (uint64_t)length, NULL, 0, NULL});
+}
+
+/* A copy costs less than to tell the caller when its memory is free; nothing is queued where there is no memory. */
+int au_sender_add_copy(au_sender *sender, const char *bytes, uint64_t length)
+{
+    if (length == 0 || length > AU_COPY_MAX)
+        return AU_BAD_LENGTH;
+    uint8_t *copy = malloc(length);
+    if (!copy)
+        return -ENOMEM;
+    memcpy(copy, bytes, length);
+    int rc = add_part(sender, (struct au_part){copy, length, NULL, 0, copy});
+    if (rc < 0)
+        free(copy);
+    return rc;
 }
 
 /* The kernel is done with the first part. */
@@ -131,6 +148,8 @@ static void drop_first(au_sender *sender)
     sender->taken += part->length;
     if (part->group)
         au_group_release(part->group, part->buffer_id);
+    else if (part->copy)
+        free(part->copy);
     else
         sender->memory_done++;
     sender->first = (sender->first + 1) & (sender->capacity - 1);
@@ -159,6 +178,8 @@ int au_sender_drop(au_sender *sender, int failure)
 
 static void free_memory(au_sender *sender)
 {
+    for (uint32_t i = 0; i < sender->count; i++)
+        free(part_of(sender, i)->copy);
     free(sender->parts);
     free(sender->batch);
     sender->parts = NULL;
@@ -256,7 +277,7 @@ static bool send_ended(au_ring *ring, au_sender *sender, int32_t result)
     }
     if (result <= 0 && result != -EAGAIN && result != -EINTR && !sender->failure)
         sender->failure = result ? result : -EPIPE;
-    sender->crowded = sender->failure || sender->held || sender->pending > AU_HIGH_WATER;
+    sender->crowded = sender->failure || sender->held || sender->pending > sender->high_water;
     if (sender->failure) {
         while (sender->count)
             drop_first(sender);

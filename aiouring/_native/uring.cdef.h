@@ -8,7 +8,7 @@ enum au_rule {
 };
 
 enum { AU_AGAIN = ..., AU_EVENTS_MAX = ..., AU_GUARD_FD = ..., AU_RWF_SHIFT = ..., AU_RWF_MASK = ..., AU_SLOTS_AT_ONCE = ..., AU_RING_ENABLED = ... };
-enum { AU_HIGH_WATER = ..., AU_TAG_BIT = ..., AU_TAG_SHIFT = ..., AU_CQE_TAKEN = ... };
+enum { AU_HIGH_WATER = ..., AU_COPY_MAX = ..., AU_TAG_BIT = ..., AU_TAG_SHIFT = ..., AU_CQE_TAKEN = ... };
 enum { AU_BUFFER_ID_BITS = ..., AU_BUFFER_ID_MASK = ... };
 enum { AU_FIRST_SLOT = ... };
 enum { AU_SLOT_FILLED = ... };
@@ -48,7 +48,7 @@ typedef struct au_group {
 } au_group;
 
 typedef struct au_sender {
-    uint64_t number, pending, taken, wanted, memory_done;
+    uint64_t number, pending, taken, wanted, high_water, memory_done;
     int watched, in_flight, failure, crowded, held;
     ...;
 } au_sender;
@@ -195,6 +195,7 @@ int au_prepare_send_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd,
 int au_sender_init(au_sender *sender, au_ring *ring, int fd, uint64_t number);
 int au_sender_add_buffer(au_sender *sender, au_group *group, uint64_t part, uint32_t length);
 int au_sender_add_memory(au_sender *sender, const void *memory, int64_t length);
+int au_sender_add_copy(au_sender *sender, const char *bytes, uint64_t length);
 int au_sender_drop(au_sender *sender, int failure);
 void au_sender_close(au_sender *sender);
 

@@ -63,7 +63,8 @@ enum {
     AU_SLOTS_AT_ONCE = 64, /* distinct guarded descriptors per turn */
     AU_ROUNDS_MAX = 4,     /* times one turn looks again */
     AU_VECTOR_MAX = 16,    /* parts that one request of a sender sends */
-    AU_HIGH_WATER = 64 * 1024, /* bytes pending above which a sender is crowded */
+    AU_HIGH_WATER = 64 * 1024, /* bytes pending above which a sender is crowded, unless it is told otherwise */
+    AU_COPY_MAX = 4096,    /* bytes of the caller's that a sender copies rather than have them kept */
     AU_SLOT_BITS = 16,     /* of a registered buffer's key that are its index, see buffers.c */
     AU_SLOT_MASK = (1 << AU_SLOT_BITS) - 1,
     AU_MAP_HUGETLB = MAP_HUGETLB,
@@ -194,6 +195,7 @@ struct au_part {
     uint64_t length;
     au_group *group; /* the buffer's, or NULL for memory of the caller's */
     uint32_t buffer_id;
+    uint8_t *copy; /* ours to free, or NULL */
 };
 
 /* What a request points to that sends several parts. */
@@ -207,9 +209,10 @@ typedef struct au_sender {
     uint64_t pending;     /* bytes written that the kernel has not taken */
     uint64_t taken;       /* bytes that are done with, ever */
     uint64_t wanted;      /* where `watched`: an event is wanted when as many are */
+    uint64_t high_water;  /* bytes */
     uint64_t memory_done; /* parts of the caller's memory that are free again, ever */
     int watched, in_flight, failure;
-    int crowded;          /* more is pending than AU_HIGH_WATER, or held, or sending failed: ask before writing more */
+    int crowded;          /* more is pending than the high mark, or held, or sending failed: ask before writing more */
     int held;             /* whoever writes here has more that it holds back, or can write no more */
 
     int fd;

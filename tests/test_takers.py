@@ -1,0 +1,143 @@
+"""Tests of Taker and Takers: what came is handed over right after the turn, to everybody, whatever one of them does."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from aiouring import AsyncRing, Connection
+from aiouring._multishot import Receiving
+from aiouring._takers import Taker
+
+
+@pytest.fixture
+def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
+    """Three pairs of connected sockets."""
+    with ExitStack() as stack:
+        yield [tuple(map(stack.enter_context, socket.socketpair())) for _ in range(3)]  # type: ignore[misc]
+
+
+def taker_of(
+    connection: Connection,
+    received: Callable[[bytes], object],
+    ended: Callable[[Exception | None], object] = lambda _: None,
+    failed: Callable[[BaseException], object] = lambda _: None,
+) -> Taker:
+    """A taker that has begun."""
+    assert isinstance(connection._receiving, Receiving)
+    taker = Taker(connection._receiving, ended, failed)
+    taker.received = received
+    taker.start(taker.take)
+    return taker
+
+
+async def test_all_are_called_in_the_turn_that_brought_it(
+    ring: AsyncRing, pairs: list[tuple[socket.socket, ...]]
+) -> None:
+    """No loop iteration lies between the wake-up and the callbacks, and what they ask for follows at once."""
+    group = ring.register_buffer_ring(count=8, size=64)
+    connections = [Connection(ring, ours, group) for ours, _ in pairs]
+    for connection in connections:
+        taker_of(connection, connection.write)
+    await ring.nop()
+    before = ring.statistics().completed
+    for number, (_, peer) in enumerate(pairs):
+        peer.send(b"%d" % number)
+    while ring.statistics().completed == before:
+        await asyncio.sleep(0)
+    for number, (_, peer) in enumerate(pairs):
+        peer.setblocking(False)
+        assert peer.recv(10) == b"%d" % number  # it is there already
+    assert group.statistics().in_use == 0
+    for connection in connections:
+        await connection.aclose()
+
+
+async def test_one_that_raises_hurts_nobody(ring: AsyncRing, pairs: list[tuple[socket.socket, ...]]) -> None:
+    """What `received` raises goes to `failed`, and the next chunk and the next taker come all the same."""
+    group = ring.register_buffer_ring(count=8, size=64)
+    connections = [Connection(ring, ours, group) for ours, _ in pairs]
+    got: list[bytes] = []
+    failures: list[BaseException] = []
+
+    def raises(data: bytes) -> None:
+        got.append(data)
+        raise ZeroDivisionError
+
+    for connection in connections:
+        taker_of(connection, raises, failed=failures.append)
+    for _, peer in pairs:
+        peer.send(b"x" * 100)
+    while len(b"".join(got)) < 300:
+        await asyncio.sleep(0)
+    assert {type(failure) for failure in failures} == {ZeroDivisionError}
+    for connection in connections:
+        await connection.aclose()
+
+
+def test_an_interrupt_in_a_callback_loses_nothing(pairs: list[tuple[socket.socket, ...]]) -> None:
+    """Ctrl-C within a callback: the others, and the rest of that one's data, come when the loop goes on."""
+    got: dict[int, bytes] = dict.fromkeys(range(3), b"")
+    interrupted = False
+
+    async def begin() -> tuple[AsyncRing, list[Connection]]:
+        ring = AsyncRing()
+        group = ring.register_buffer_ring(count=16, size=64)
+        connections = [Connection(ring, ours, group) for ours, _ in pairs]
+
+        def received(number: int) -> Callable[[bytes], None]:
+            def note(data: bytes) -> None:
+                nonlocal interrupted
+                got[number] += data
+                if not interrupted:
+                    interrupted = True
+                    raise KeyboardInterrupt
+
+            return note
+
+        for number, connection in enumerate(connections):
+            taker_of(connection, received(number))
+        await ring.nop()
+        return ring, connections
+
+    async def end(ring: AsyncRing, connections: list[Connection]) -> None:
+        for number, (_, peer) in enumerate(pairs):
+            peer.send(bytes([number]) * 200)
+        while any(len(data) < 200 for data in got.values()):
+            await asyncio.sleep(0)
+        for connection in connections:
+            await connection.aclose()
+        await ring.aclose()
+
+    loop = asyncio.SelectorEventLoop()
+    ring, connections = loop.run_until_complete(begin())
+    ending = loop.create_task(end(ring, connections))
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(ending)
+    loop.run_until_complete(ending)
+    loop.close()
+    assert got == {number: bytes([number]) * 200 for number in range(3)}
+
+
+async def test_what_is_kept_comes_again_first(ring: AsyncRing, pairs: list[tuple[socket.socket, ...]]) -> None:
+    """`keep()` puts the rest of a chunk before all that came after it."""
+    group = ring.register_buffer_ring(count=8, size=64)
+    connection = Connection(ring, pairs[0][0], group)
+    got: list[bytes] = []
+    ended: list[Exception | None] = []
+
+    def one_byte(data: bytes) -> None:
+        got.append(data[:1])
+        if data[1:]:
+            taker.keep(data[1:])
+
+    taker = taker_of(connection, one_byte, ended.append)
+    pairs[0][1].send(bytes(range(200)))
+    pairs[0][1].close()
+    while not ended:
+        await asyncio.sleep(0)
+    assert b"".join(got) == bytes(range(200))
+    assert ended == [None]
+    await connection.aclose()
