@@ -207,11 +207,17 @@ class AsyncRing(
     def _claim(self, sock: socket.socket) -> Driver:
         """The driver, for a connection that takes over `sock`; raises where the socket is in use."""
         if not isinstance(sock, socket.socket):
+            resolve(sock)  # says so where it is a transport's
             raise TypeError(f"a socket.socket is needed, not {type(sock).__name__}")
         if sock in self._receiving:
             raise ResourceBusyError(f"a task is receiving from {sock!r}")
         driver = self._driver or self._bound()
         driver.check()
+        if sock.fileno() >= 0:
+            try:
+                driver.loop.remove_reader(sock.fileno())  # a reader would starve; where a transport is, this refuses
+            except RuntimeError as error:
+                raise ResourceBusyError(f"{sock!r} belongs to a transport of the event loop: {error}") from None
         return driver
 
     # ---- any descriptor ------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Owns what all verbs share: how a file, a buffer and an offset are named, and the way to the driver."""
 
 import errno
+import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -54,6 +55,23 @@ def busy(file: "File") -> ResourceBusyError:
     return ResourceBusyError(f"another task is already receiving from {file!r}")
 
 
+# The kinds of file objects that were looked at, and are their holders' own.
+_own: set[type] = {socket.socket}
+
+
+def _look_at(kind: type) -> None:
+    """Refuse what a transport shows of its socket: two who receive would share the bytes in an undefined way.
+
+    asyncio's and uvloop's transports, and our own, show an object of one of these kinds.
+    """
+    if kind.__name__ in ("TransportSocket", "PseudoSocket"):
+        raise ResourceBusyError(
+            f"this {kind.__name__} belongs to a transport, which receives from it and sends on it: use the transport, "
+            "or give a socket of your own (socket.socket) to the ring"
+        )
+    _own.add(kind)
+
+
 def resolve(file: File) -> tuple[int, Any, int]:
     """The descriptor, the object to hold (None for a bare number or a slot), and how the C core is to treat it.
 
@@ -70,6 +88,8 @@ def resolve(file: File) -> tuple[int, Any, int]:
             raise
         slot = file.slot
         return slot, None, slot.how
+    if type(file) not in _own:
+        _look_at(type(file))
     if number < 0:
         raise kernel_error(errno.EBADF, "the file has been closed")
     return number, file, 0

@@ -1,17 +1,21 @@
 """Tests of what all verbs make of their arguments: memory, lengths, offsets and files."""
 
 import array
+import asyncio
 import ctypes
 import mmap
 import os
 import select
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import RingFactory, open_files, pinned_kilobytes
 
+import aiouring
+from aiouring import Connection, StreamWriter
 from aiouring._async_ring import AsyncRing
 
 Verb = Callable[[AsyncRing, int, object], Awaitable[int]]
@@ -189,3 +193,41 @@ async def test_groups_that_are_none(ring: AsyncRing) -> None:
                 await ring.recv(left, bad)  # type: ignore[arg-type]
     right.close()
     left.close()
+
+
+async def test_a_transports_socket_is_refused(ring: AsyncRing) -> None:
+    """One owner for each socket: what a transport shows of it, or the socket it was made of, is nobody else's."""
+    group = ring.register_buffer_ring(count=4, size=64)
+    ours, theirs = socket.socketpair()
+    given, peer = socket.socketpair()
+    connection = Connection(ring, theirs, group)
+    _, writer = await asyncio.open_connection(sock=given)
+    shown = writer.get_extra_info("socket"), StreamWriter(connection).get_extra_info("socket")
+    before = ring.statistics().submitted
+    for sock in shown:
+        uses: list[Callable[[], object]] = [
+            partial(ring.recv, sock, group),
+            partial(ring.recv_into, sock, bytearray(8)),
+            partial(ring.send_all, sock, b"hello"),
+            partial(ring.recvmsg, sock, [bytearray(8)]),
+            partial(ring.close, sock),
+            partial(ring.cancel, sock),
+            partial(ring.shutdown, sock, socket.SHUT_RD),
+            partial(ring.recv_multishot, sock, group),
+            partial(ring.poll_multishot, sock),
+            partial(Connection, ring, sock, group),
+        ]
+        for use in uses:
+            with pytest.raises(aiouring.ResourceBusyError, match="belongs to a transport"):
+                if asyncio.iscoroutine(found := use()):
+                    await found
+    with pytest.raises(aiouring.ResourceBusyError, match="belongs to a transport of the event loop"):
+        Connection(ring, given, group)
+    assert ring.statistics().submitted == before
+    peer.send(b"hello")
+    assert writer.get_extra_info("socket").fileno() >= 0
+    writer.close()
+    await writer.wait_closed()
+    await connection.aclose()
+    for sock in (ours, peer, given):
+        sock.close()
