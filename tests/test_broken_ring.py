@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from injected_faults import ENTER, forbidden, real_enter, replaced, run_python
 
-from aiouring import AsyncRing
+from aiouring import AsyncRing, Connection, Transport
 from aiouring._setup import TaskRun
 
 pytestmark = pytest.mark.leaves_things  # what the kernel may still write to is kept for ever
@@ -150,3 +150,34 @@ def test_e10_enter_is_forbidden_in_mid_life(profile: TaskRun) -> None:
     """A seccomp filter that forbids io_uring_enter from now on breaks the ring; the process ends as usual."""
     done = run_python(forbidden(0) + BREAKS.replace("PROFILE", repr(profile)).replace("ENTER", str(ENTER)))
     assert (done.returncode, done.stdout, done.stderr) == (0, "closed\n", "")
+
+
+async def test_a12_protocols_on_a_ring_that_breaks(profile: TaskRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They lose their connections, each is told once, and the descriptors are closed."""
+    monkeypatch.setattr("aiouring._turns._LONGEST_BACKOFF", 0.001)
+    told: list[tuple[int, Exception | None]] = []
+
+    class Notes(asyncio.Protocol):
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            told.append((self.number, exc))
+
+    pairs = [socket.socketpair() for _ in range(3)]
+    async with breakable(profile) as ring:
+        group = ring.register_buffer_ring(count=4, size=64)
+        transports = [Transport(Connection(ring, pair[0], group), Notes(n)) for n, pair in enumerate(pairs)]
+        await turns()
+        transports[0].pause_reading()
+        with replaced(enter=lambda *_: -errno.ENOMEM):
+            for transport in transports:
+                transport.write(b"never sent")
+            while len(told) < 3:
+                await asyncio.sleep(0.001)
+        await turns()
+    assert sorted(number for number, _ in told) == [0, 1, 2]
+    assert {type(error) for _, error in told} == {OSError}
+    for transport, (_, peer) in zip(transports, pairs, strict=True):
+        assert transport.get_extra_info("socket").fileno() == -1
+        peer.close()
