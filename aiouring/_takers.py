@@ -88,7 +88,7 @@ class Taker:
     ) -> None:
         self._receiving = receiving
         self._raw_group, self._exporters = receiving.group.raw, receiving.group.arena.exporters
-        self._held: deque[bytes] = deque()
+        self._held: deque[bytes] | None = None  # an empty one would cost each idle connection 600 bytes
         self._told = False  # of the end
         self.ended = ended
         self.failed = failed
@@ -102,14 +102,14 @@ class Taker:
     def take(self) -> None:
         """Hand over what there is, until there is no more, or no more is wanted."""
         receiving = self._receiving
-        arrivals, held = receiving._arrivals, self._held
-        while arrivals or held or receiving._early:
+        arrivals = receiving._arrivals
+        while arrivals or self._held or receiving._early:
             if self.paused or self.stopped:
                 self._hold()
                 return
             try:
-                if held:
-                    self.received(held.popleft())
+                if self._held:
+                    self.received(self._held.popleft())
                 else:
                     self.received(self._pop())
             except (KeyboardInterrupt, SystemExit):
@@ -140,6 +140,7 @@ class Taker:
 
     def keep(self, rest: bytes) -> None:
         """What `received` did not take of its chunk is handed over again, as the next."""
+        self._held = self._held or deque()
         self._held.appendleft(rest)
 
     def stop(self) -> None:
@@ -173,10 +174,11 @@ class Taker:
     def _hold(self) -> None:
         """Nobody wants what came: keep a copy, and let the buffers go."""
         receiving = self._receiving
+        held = self._held = self._held or deque()
         while receiving._arrivals or receiving._early:
-            data = self._pop()
-            if not self.stopped:
-                self._held.append(data)
+            held.append(self._pop())
+        if self.stopped:
+            held.clear()
         self._rest()
 
     def _rest(self) -> None:

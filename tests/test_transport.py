@@ -533,7 +533,7 @@ async def test_one_who_is_paused_holds_no_buffer(ring: AsyncRing) -> None:
         assert await receive(talker, 5) == b"hello"
     assert not sending.done()
     assert group.statistics().in_use == 0
-    assert sum(map(len, transports[0]._taker._held)) <= 64 * 64
+    assert sum(map(len, transports[0]._taker._held or ())) <= 64 * 64
     assert quiet.notes == [("made",)]
     transports[0].resume_reading()
     await sending
@@ -555,7 +555,7 @@ async def test_pausing_again_and_again_keeps_little(ring: AsyncRing, pair: Pair)
         def data_received(self, data: bytes) -> None:
             nonlocal most
             super().data_received(data)
-            most = max(most, sum(map(len, transport._taker._held)))
+            most = max(most, sum(map(len, transport._taker._held or ())))
             self.transport.pause_reading()
             asyncio.get_running_loop().call_soon(self.transport.resume_reading)
 
