@@ -2,6 +2,7 @@
 
 from aiouring._abi import CompletionFlags, Features, Opcode, Registration, SetupFlags, SubmissionFlags
 from aiouring._async_ring import AsyncRing, RingStatistics
+from aiouring._binary_file import BinaryFile
 from aiouring._buffer_ring import BufferRing, BufferRingStatistics, ProvidedBuffer
 from aiouring._bundle import ProvidedBundle
 from aiouring._chaining import Link
@@ -34,6 +35,7 @@ from aiouring._fixed_buffer import FixedBuffer, RegisteredBuffersStatistics
 from aiouring._inbox import Inbox
 from aiouring._linked import Chain
 from aiouring._memory_region import MemoryRegion
+from aiouring._open import open  # noqa: A004
 from aiouring._opening import open_connection, open_unix_connection
 from aiouring._probe import Probe, probe
 from aiouring._protocols import create_connection, create_server, create_unix_connection
@@ -50,6 +52,7 @@ from aiouring._stat import StatxResult
 from aiouring._stream_adapter import StreamReader, StreamWriter
 from aiouring._synchronous_ring import Ring
 from aiouring._transport import Transport
+from aiouring._text_file import TextFile
 from aiouring._zero_copy_verbs import ZeroCopySent
 
 __version__ = "0.1.0"
@@ -59,6 +62,7 @@ __all__ = [
     "AioUringError",
     "AsyncRing",
     "AtFlags",
+    "BinaryFile",
     "BufferRing",
     "BufferRingStatistics",
     "BuffersExhaustedError",
@@ -109,6 +113,7 @@ __all__ = [
     "SubmissionFlags",
     "SyncFileRangeFlags",
     "Transport",
+    "TextFile",
     "UnsupportedKernelError",
     "WrongContextError",
     "ZeroCopySent",
@@ -118,6 +123,7 @@ __all__ = [
     "create_unix_connection",
     "default_group",
     "default_ring",
+    "open",
     "open_connection",
     "open_unix_connection",
     "probe",

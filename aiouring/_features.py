@@ -133,9 +133,14 @@ def ask() -> frozenset[str]:
     return _here
 
 
+def has(name: str) -> bool:
+    """Whether this kernel has the feature."""
+    return name in (ask() if _here is None else _here)
+
+
 def require(name: str) -> None:
     """Raise `UnsupportedKernelError`, with the version that has it, unless this kernel has the feature."""
-    if name not in (ask() if _here is None else _here):
+    if not has(name):
         raise unsupported(name, FEATURES[name].since)
 
 

@@ -1,0 +1,400 @@
+"""Owns `BinaryFile`: an open file with a position, as the built-in `open(path, "rb")` returns one, awaited.
+
+How this fits together
+
+1. The position is a number here, and every request says where it reads or writes.  It moves when an operation has
+   succeeded, so one that was cancelled, or failed, has moved nothing.  (A pipe has no position: what a cancelled read
+   took from it is what the next one gets.  See `_read_ahead`.)
+2. Operations at the position are done one after the other, in the order in which they were begun, whichever tasks
+   they come from.  `read_at()` and `write_at()` use no position and wait for nobody.
+3. What is read ahead is dropped when anything is written; what is not written yet is written before anything is read.
+"""
+
+import io
+import os
+from typing import Any
+
+from aiouring._file_object import FileObject
+from aiouring._raw_file import RawFile
+from aiouring._read_ahead import ReadAhead
+from aiouring._uring import ffi
+from aiouring._verbs import Bytes
+from aiouring._write_behind import WriteBehind
+
+
+class BinaryFile(FileObject[bytes]):
+    """A file of bytes, opened by `aiouring.open()`; use it with `async with`, or `async for` its lines.
+
+    The methods are those of the built-in file objects, awaited where aiofiles awaits them.  At the position, one
+    operation is done after the other, in the order of the calls; cancelling one loses nothing.
+
+    Reads ahead and writes behind: several blocks of a file that is read from front to back are in flight before they
+    are asked for, and `write()` returns before the file has the bytes.  An error in writing is raised by the next
+    operation, `flush()` and `close()` at the latest, with `written`: how many of the bytes written since the last
+    `flush()` are in the file.  Those that are not are kept, and tried again.
+
+    Its own position is not the descriptor's.  Since Linux 5.11.
+    """
+
+    def __init__(self, raw: RawFile, mode: str, buffering: int) -> None:
+        self._raw = raw
+        super().__init__(mode)
+        self._readable = "r" in mode or "+" in mode
+        self._writable = "r" not in mode or "+" in mode
+        self._buffered = buffering != 0
+        size = {"block": buffering} if buffering > 1 else {}
+        self._ahead = ReadAhead(raw, **size) if buffering else ReadAhead(raw, depth=0)
+        self._behind = WriteBehind(raw, **size)
+        self._position = raw.start
+        self._appended = False  # the position is where the kernel's is
+        self._closed = False
+
+    # ---- about it ------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> Any:
+        """The path it was opened with, or the descriptor."""
+        return self._raw.name
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed, or being closed."""
+        return self._closed
+
+    def fileno(self) -> int:
+        """The descriptor.  Raises `ValueError` when the file is closed."""
+        self._check()
+        return self._raw.fileno()
+
+    def readable(self) -> bool:
+        """Whether the mode lets it be read."""
+        self._check()
+        return self._readable
+
+    async def writable(self) -> bool:
+        """Whether the mode lets it be written."""
+        self._check()
+        return self._writable
+
+    async def seekable(self) -> bool:
+        """Whether it has a position that can be changed: not a pipe or a terminal."""
+        self._check()
+        return self._raw.seekable
+
+    async def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return os.isatty(self.fileno())
+
+    def _check(self, what: str = "") -> None:
+        if self._closed:
+            raise ValueError("I/O operation on closed file.")
+        if (what == "read" and not self._readable) or (what == "write" and not self._writable):
+            raise io.UnsupportedOperation("not readable" if what == "read" else "not writable")
+
+    # ---- reading -------------------------------------------------------------------------------
+
+    async def read(self, size: int | None = -1) -> bytes:
+        """Read `size` bytes, fewer only at the end of the file; everything up to there if it is negative or None.
+
+        Unbuffered (`buffering=0`), as many as one request brings.
+        """
+        if not self._order.users and size is not None and size > 0:
+            ahead = self._ahead
+            start = self._position - ahead.base
+            if 0 <= start <= len(ahead.chunk) - size:
+                self._position += size
+                return ahead.chunk[start : start + size]
+        async with self._order:
+            await self._about_to_read()
+            if size is None or size < 0:
+                data = await self._read_all()
+            elif not self._buffered:
+                data = await self._raw.read_some(size, self._position)
+            elif size > self._raw.largest and self._raw.regular:
+                data = await self._read_large(size)
+            else:
+                data = await self._read_ahead(size)
+            self._position += len(data)
+            return data
+
+    async def readall(self) -> bytes:
+        """As `read()`."""
+        return await self.read()
+
+    async def read1(self, size: int = -1) -> bytes:
+        """Read what is there, `size` bytes at most, with one request if nothing is; nothing at the end of the file."""
+        async with self._order:
+            data = await self._look(size) if size else b""
+            self._position += len(data)
+            return data
+
+    async def peek(self, size: int = 0) -> bytes:
+        """What is there without moving on, read with one request if nothing is; maybe more or less than `size`."""
+        async with self._order:
+            return await self._look(-1)
+
+    async def _look(self, size: int) -> bytes:
+        await self._about_to_read()
+        ahead, position = self._ahead, self._position
+        ahead.go_to(position)
+        while ahead.end == position and await ahead.more(max(size, 0)):
+            ahead.go_to(position)
+        return ahead.take(position, size if size >= 0 else ahead.end - position)
+
+    async def readinto(self, buffer: Bytes) -> int:
+        """Fill a writable buffer; returns how many bytes, fewer than it has only at the end of the file.
+
+        Held until the kernel is done with it.
+        """
+        async with self._order:
+            await self._about_to_read()
+            memory = ffi.from_buffer(buffer, require_writable=True)
+            self._position += (count := await self._fill(memory, len(memory)))
+            return count
+
+    async def readline(self, size: int | None = -1) -> bytes:
+        r"""Read a line, up to `\n` and with it; at most `size` bytes where that is not negative."""
+        if not self._order.users and size == -1:
+            ahead = self._ahead
+            start = self._position - ahead.base
+            if start >= 0:
+                end = ahead.chunk.find(b"\n", start) + 1
+                if end:
+                    self._position = ahead.base + end
+                    return ahead.chunk[start:end]
+        async with self._order:
+            await self._about_to_read()
+            line = await self._read_line(-1 if size is None else size)
+            self._position += len(line)
+            return line
+
+    async def read_at(self, size: int, offset: int) -> bytes:
+        """Read `size` bytes at `offset`; fewer only at the end of the file.
+
+        The position is neither used nor moved, and several tasks may do this at once.
+
+        Raises:
+            ValueError: a negative size or offset.
+            io.UnsupportedOperation: the file cannot seek, or not be read.
+        """
+        if self._closed or not self._readable:
+            self._check("read")
+        self._check_place(size, offset)
+        if self._behind.dirty:
+            await self._behind.flush()
+        return await self._raw.read_at(size, offset)
+
+    def _check_place(self, size: int, offset: int) -> None:
+        if size < 0 or offset < 0:
+            raise ValueError(f"size={size} and offset={offset}: neither can be negative")
+        if not self._raw.seekable:
+            raise io.UnsupportedOperation("this file has no offsets: it cannot seek")
+
+    async def _about_to_read(self) -> None:
+        self._check("read")
+        if self._writable:
+            await self._settle()
+
+    async def _settle(self) -> None:
+        """Have everything written, and the position known."""
+        if self._behind.dirty:
+            await self._behind.flush()
+        if self._appended:
+            self._position = self._raw.appended()
+            self._appended = False
+
+    async def _read_ahead(self, size: int) -> bytes:
+        ahead, position = self._ahead, self._position
+        while True:
+            ahead.go_to(position)
+            missing = position + size - ahead.end
+            if missing <= 0 or not await ahead.more(missing):
+                return ahead.take(position, size)
+
+    async def _read_large(self, size: int) -> bytes:
+        """More than a block: what is here already, and the rest straight to its place."""
+        data = bytes(size)  # not seen by anybody until it is full
+        count = await self._fill(ffi.from_buffer(data), size)
+        return data if count == size else data[:count]
+
+    async def _fill(self, memory: Any, size: int) -> int:
+        """Fill a C array from the position on, which stays; returns how many bytes."""
+        ahead, raw = self._ahead, self._raw
+        if size <= raw.largest or not raw.regular:
+            data = await (self._read_ahead(size) if self._buffered else raw.read_some(size, self._position))
+            ffi.memmove(memory, data, len(data))
+            return len(data)
+        data = ahead.take(self._position, size)
+        ffi.memmove(memory, data, len(data))
+        return len(data) + await raw.read_into(memory, size, self._position + len(data), len(data))
+
+    async def _read_all(self) -> bytes:
+        raw, ahead, position = self._raw, self._ahead, self._position
+        left = (await raw.look()).st_size - position if raw.regular else 0
+        large = await self._read_large(left) if left > raw.largest else b""
+        position += len(large)
+        while True:
+            ahead.go_to(position)
+            if not await ahead.more(0 if large else left + 1):  # one more, so that it is short: the end
+                break
+        rest = ahead.take(position, ahead.end - position)
+        return large + rest if large and rest else large or rest
+
+    async def _read_line(self, size: int) -> bytes:
+        ahead = self._ahead
+        searched = position = self._position
+        while True:
+            if not ahead.base <= position <= ahead.end:
+                searched = position
+            ahead.go_to(position)
+            end = ahead.find(b"\n", searched) + 1
+            if end or 0 <= size <= ahead.end - position:
+                break
+            searched = ahead.end
+            if not await ahead.more(0):
+                break
+        end = end or ahead.end
+        return ahead.take(position, end - position if size < 0 else min(size, end - position))
+
+    # ---- writing -------------------------------------------------------------------------------
+
+    async def write(self, data: Bytes) -> int:
+        """Write all of `data`; returns its length in bytes.
+
+        Returns before the file has them, unless it is unbuffered: see the class.  Waits while too much is unwritten;
+        cancelled then, it has taken nothing.
+
+        Raises:
+            OSError: something could not be written, of this or of what was written before; see `written`.
+            io.UnsupportedOperation: the file is not open for writing.
+        """
+        behind = self._behind
+        if self._order.users or not behind.ready or not self._buffered or self._readable or self._closed:
+            return await self._write_slowly(data)
+        count = behind.accept(data, self._position)
+        self._position += count
+        self._appended |= self._raw.append and count > 0
+        return count
+
+    async def _write_slowly(self, data: Bytes) -> int:
+        async with self._order:
+            self._check("write")
+            raw, behind = self._raw, self._behind
+            if self._readable and raw.seekable:
+                self._ahead.drop()
+            if self._buffered:
+                await behind.room()
+                count = behind.accept(data, self._position)
+            else:
+                count = await raw.write_at(data, self._position)
+            self._position += count
+            self._appended |= raw.append and count > 0
+            return count
+
+    async def write_at(self, data: Bytes, offset: int) -> int:
+        """Write all of `data` at `offset`; returns its length in bytes, when the file has them.
+
+        The position is neither used nor moved, and several tasks may do this at once.
+
+        Raises:
+            OSError: with `written`, how many of the bytes are in the file.
+            ValueError: a negative offset.
+            io.UnsupportedOperation: the file cannot seek, is not open for writing, or appends.
+        """
+        self._check("write")
+        self._check_place(0, offset)
+        if self._raw.append:
+            raise io.UnsupportedOperation("a file opened for appending is written at its end only")
+        if self._behind.dirty:
+            await self._behind.flush()
+        self._ahead.drop()
+        try:
+            return await self._raw.write_at(data, offset)
+        finally:
+            self._ahead.drop()
+
+    async def flush(self) -> None:
+        """Wait until the file has everything that was written; readers of it see it then.  See also `sync()`."""
+        self._check()
+        if self._behind.dirty:
+            async with self._order:
+                await self._behind.flush()
+
+    async def sync(self, *, data_only: bool = False) -> None:
+        """Flush, and wait until the device has it, too; `data_only` leaves out metadata that reading does not need.
+
+        See fsync(2) and fdatasync(2).
+        """
+        async with self._order:
+            self._check()
+            await self._behind.flush()
+            await self._raw.sync(data_only=data_only)
+
+    # ---- the position --------------------------------------------------------------------------
+
+    async def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position to `offset` bytes from the beginning, or from what `whence` says; returns it.
+
+        Args:
+            offset: in bytes.
+            whence: os.SEEK_SET; os.SEEK_CUR, the position; os.SEEK_END, the end; SEEK_DATA and SEEK_HOLE.
+        """
+        async with self._order:
+            self._check()
+            if not self._raw.seekable:
+                raise io.UnsupportedOperation("underlying stream is not seekable")
+            await self._settle()
+            if whence == os.SEEK_SET:
+                goal = offset
+            elif whence == os.SEEK_CUR:
+                goal = self._position + offset
+            elif whence == os.SEEK_END and self._raw.regular:
+                goal = (await self._raw.look()).st_size + offset
+            else:
+                goal = await self._raw.seek(offset, whence)
+            if goal < 0:
+                raise self._raw.invalid(f"the position cannot be {goal}")
+            self._position = goal
+            return goal
+
+    async def tell(self) -> int:
+        """The position, in bytes from the beginning."""
+        if not self._appended and not self._order.users and self._raw.seekable and not self._closed:
+            return self._position
+        return await self.seek(0, os.SEEK_CUR)
+
+    async def truncate(self, size: int | None = None) -> int:
+        """Make the file `size` bytes long, or end it at the position; returns its new length.  The position stays."""
+        async with self._order:
+            self._check("write")
+            await self._settle()
+            goal = self._position if size is None else size
+            self._ahead.drop()
+            await self._raw.truncate(goal)
+            return goal
+
+    # ---- the end -------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Write what is unwritten, then close; idempotent.
+
+        Operations in flight end with `OSError` (ECANCELED).  A file that does not take its bytes keeps this waiting;
+        cancelled, it closes without them, within four times the ring's `cancel_timeout`, whatever the kernel does.
+
+        Raises:
+            OSError: not everything could be written, see the class; or ETIMEDOUT.  The file is closed all the same.
+        """
+        self._closed = True
+        try:
+            if self._behind.dirty and not self._raw.closed:
+                await self._behind.finish()
+        finally:
+            self._ahead.drop()
+            await self._raw.aclose(self._position)
+
+    def __del__(self) -> None:
+        raw = getattr(self, "_raw", None)
+        if raw is not None and not raw.closed:
+            unwritten = self._behind.unwritten
+            said = f"{self!r}{f', with {unwritten} bytes unwritten,' if unwritten else ''}"
+            raw.abandon(said, self._behind if unwritten else None)

@@ -1,0 +1,108 @@
+"""Owns `FileObject`: what open files of bytes and of text have in common, and the order of their operations."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, Generic, Self, TypeVar
+
+S = TypeVar("S", bytes, str)
+
+
+class InOrder:
+    """Lets one task after the other in, as they come; `users` are those who are in, or wait."""
+
+    __slots__ = ("_lock", "users")
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self.users = 0
+
+    async def __aenter__(self) -> None:
+        self.users += 1
+        try:
+            await self._lock.acquire()
+        except BaseException:
+            self.users -= 1
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self.users -= 1
+        self._lock.release()
+
+
+class FileObject(Generic[S]):
+    """An open file of lines: `async with` closes it, `async for` reads its lines."""
+
+    def __init__(self, mode: str) -> None:
+        self._mode = mode
+        self._order = InOrder()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} name={self.name!r} mode={self._mode!r}{' closed' if self.closed else ''}>"
+
+    async def __aenter__(self) -> Self:
+        self._check()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __aiter__(self) -> Self:
+        self._check()
+        return self
+
+    async def __anext__(self) -> S:
+        line = await self.readline()
+        if not line:
+            raise StopAsyncIteration
+        return line
+
+    @property
+    def name(self) -> Any:
+        """The path it was opened with, or the descriptor."""
+        raise NotImplementedError
+
+    @property
+    def mode(self) -> str:
+        """The mode it was opened with."""
+        return self._mode
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed, or being closed."""
+        raise NotImplementedError
+
+    def _check(self, what: str = "") -> None:
+        """Raise `ValueError` where the file is closed, and where its mode is not for "read" or "write"."""
+        raise NotImplementedError
+
+    async def readline(self, size: int | None = -1) -> S:
+        """Read a line."""
+        raise NotImplementedError
+
+    async def readlines(self, hint: int | None = -1) -> list[S]:
+        """Read all lines, or until they are longer than `hint` together."""
+        lines: list[S] = []
+        total = 0
+        async for line in self:
+            lines.append(line)
+            total += len(line)
+            if hint is not None and 0 < hint < total:
+                break
+        return lines
+
+    async def write(self, data: S) -> int:
+        """Write all of it."""
+        raise NotImplementedError
+
+    async def writelines(self, lines: Iterable[S]) -> None:
+        """Write each of `lines`, without adding anything."""
+        for line in lines:
+            await self.write(line)
+
+    async def close(self) -> None:
+        """Close."""
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        """As `close()`."""
+        await self.close()

@@ -1,0 +1,322 @@
+"""Owns `RawFile`: an open file's descriptor, its reads and writes at an offset, and its end.
+
+Ownership.
+
+1. The descriptor is this object's alone, from when it is made until `aclose()`, which stops what is in flight on it
+   first: a number that is another file's by then is met by no request.
+2. What is read goes into a `bytes` object that nobody has seen yet: it is made here, the kernel fills it, and it is
+   handed out when the kernel is done.  (CPython fills new bytes objects in just this way; a bytearray would have to be
+   copied.)  The request holds it until its final completion.  When the await was cancelled, nobody ever sees it.
+3. What is written is exported by its request, until the request's final completion.
+
+A request is for at most PIECE bytes: the kernel copies from and to the page cache while it is being submitted, in
+the loop's thread, and 1 MiB takes it about 0.1 ms.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import stat
+import warnings
+from collections.abc import Coroutine
+from typing import Any
+
+from aiouring._async_ring import AsyncRing
+from aiouring._errors import RingClosedError, kernel_error
+from aiouring._features import has
+from aiouring._request import Request, Write
+from aiouring._stat import StatxResult
+from aiouring._uring import ffi, lib
+from aiouring._verbs import Bytes
+
+#: Bytes that one request moves at most.
+PIECE = 1 << 20
+
+_prepare_memory = lib.au_prepare_memory
+_READ = lib.AU_OP_READ
+_WRITE = lib.AU_OP_WRITE
+
+
+class RawFile:
+    """An open file without a position; every read and write says where.
+
+    Args:
+        ring: whose requests read and write it.
+        fd: an open descriptor, which this object closes.
+        name: for errors: the path, or the number that the caller gave.
+        flags: what it was opened with, `os.O_RDONLY` and the like.
+        owned: whether `aclose()` closes the descriptor.
+    """
+
+    #: Writes that begin and end at multiples of this are the cheapest; see `DirectFile`.
+    alignment = 1
+    #: Bytes that a read brings at most, and writes that may be in flight at once.
+    largest = PIECE
+    depth = 4
+
+    def __init__(self, ring: AsyncRing, fd: int, name: Any, flags: int, *, owned: bool = True) -> None:
+        self.closed = True
+        self.ring = ring
+        self.name = name
+        self.fd = fd
+        self.owned = owned
+        self.append = bool(flags & os.O_APPEND)
+        self._driver = ring._bound()
+        self._ending: asyncio.Future[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.kind = 0  # as `stat.S_IFMT()` says it; `look()` finds out
+        self.size = 0  # of a regular file, as last seen: a hint
+        self.start = 0
+        try:
+            self.start = os.lseek(fd, 0, os.SEEK_CUR)
+            self.seekable = True
+        except OSError:
+            self.seekable = False
+        self.closed = False
+
+    @property
+    def regular(self) -> bool:
+        """Whether it is a regular file: one with a length."""
+        return self.kind == stat.S_IFREG
+
+    def __repr__(self) -> str:
+        return f"<RawFile {self.name!r} {'closed' if self.closed else f'fd={self.fd}'}>"
+
+    def fileno(self) -> int:
+        """The descriptor; `ValueError` when the file is closed."""
+        if self.closed:
+            raise ValueError("I/O operation on closed file.")
+        return self.fd
+
+    # ---- reading -------------------------------------------------------------------------------
+
+    async def read_some(self, size: int, offset: int) -> bytes:
+        """At most `size` bytes, and `largest`, from `offset` on, as one request brings them; none at the file's end.
+
+        A file that cannot seek is read where it is.
+        """
+        size = min(size, self.largest)
+        if not self.seekable:
+            memory = bytearray(size)
+            try:
+                return bytes(memoryview(memory)[: await self.ring.read(self, memory)])
+            except OSError as error:
+                self.named(error)
+                raise
+        data = bytes(size)  # not seen by anybody until it is full, see the module's header
+        count = await self._read(ffi.from_buffer(data), size, 0, size, offset)
+        return data if count == size else data[:count]
+
+    async def read_at(self, size: int, offset: int) -> bytes:
+        """`size` bytes from `offset` on; fewer only at the end of the file."""
+        data = bytes(size)
+        count = await self.read_into(ffi.from_buffer(data), size, offset) if size else 0
+        return data if count == size else data[:count]
+
+    async def read_into(self, memory: Any, size: int, offset: int, start: int = 0) -> int:
+        """Fill `memory`, a C array of `size` bytes, from `start` on; returns how many, fewer only at the file's end."""
+        done = start
+        while done < size:
+            count = await self._read(memory, size, done, min(size - done, PIECE), offset + done - start)
+            if not count:
+                break
+            done += count
+        return done - start
+
+    async def _read(self, memory: Any, capacity: int, start: int, length: int, offset: int) -> int:
+        fd = self.fileno()
+        request = Request(fd, self, memory)
+        try:
+            return await self._driver.perform(
+                request, _prepare_memory, _READ, fd, memory, capacity, start, length, offset, 0, 0
+            )
+        except OSError as error:
+            self.named(error)
+            raise
+
+    # ---- writing -------------------------------------------------------------------------------
+
+    async def write_at(self, data: Bytes, offset: int) -> int:
+        """Write all of `data`; returns how many bytes that is.  In append mode, and without seeking, at the position.
+
+        Raises:
+            OSError: with `written`, how many bytes were written before.
+        """
+        memory = ffi.from_buffer(data)
+        size = len(memory)
+        done = 0
+        try:
+            while done < size:
+                done += await self._write(memory, size, done, min(size - done, PIECE), offset + done)
+        except OSError as error:
+            noted(error, done)
+            raise
+        if self.regular and not self.append and offset + size > self.size:
+            self.size = offset + size
+        return size
+
+    async def _write(self, memory: Any, capacity: int, start: int, length: int, offset: int) -> int:
+        fd = self.fileno()
+        if self.append or not self.seekable:
+            offset = -1
+        request = Write(fd, self, memory)
+        try:
+            count = await self._driver.perform(
+                request, _prepare_memory, _WRITE, fd, memory, capacity, start, length, offset, 0, 0
+            )
+        except OSError as error:
+            self.named(error)
+            raise
+        if not count:
+            raise self.nothing_written()
+        return count
+
+    def nothing_written(self) -> OSError:
+        """The error for a write that took no byte."""
+        return self.named(kernel_error(errno.EIO, "nothing was written, and the kernel gave no reason"))
+
+    # ---- the whole file ------------------------------------------------------------------------
+
+    def named(self, error: OSError) -> OSError:
+        """The same error, with the file's name."""
+        if error.filename is None:
+            error.filename = self.name
+        return error
+
+    async def sync(self, *, data_only: bool) -> None:
+        """Flush the file to its device."""
+        try:
+            await self.ring.fsync(self, data_only=data_only)
+        except OSError as error:
+            self.named(error)
+            raise
+
+    async def truncate(self, size: int) -> None:
+        """Make the file `size` bytes long; before Linux 6.9 in a thread."""
+        try:
+            if has("truncating by request"):
+                await self.ring.ftruncate(self, size)
+            else:
+                await asyncio.to_thread(os.ftruncate, self.fileno(), size)
+        except OSError as error:
+            self.named(error)
+            raise
+        self.size = size
+
+    async def look(self) -> StatxResult:
+        """Ask the file system what the file is, and how long."""
+        try:
+            found = await self.ring.statx(self)
+        except OSError as error:
+            self.named(error)
+            raise
+        self.kind = stat.S_IFMT(found.st_mode)
+        self.size = found.st_size if self.regular else 0
+        return found
+
+    async def seek(self, offset: int, whence: int) -> int:
+        """What lseek(2) says, in a thread; not for os.SEEK_CUR, since the descriptor's position is not used."""
+        try:
+            return await asyncio.to_thread(os.lseek, self.fileno(), offset, whence)
+        except OSError as error:
+            self.named(error)
+            raise
+
+    def appended(self) -> int:
+        """Where the file ended when something was appended last, in bytes: there the kernel's position is."""
+        return os.lseek(self.fileno(), 0, os.SEEK_CUR)
+
+    def invalid(self, text: str) -> OSError:
+        """The kernel's error for a bad number, where we do not ask it."""
+        return self.named(kernel_error(errno.EINVAL, text))
+
+    # ---- what goes on by itself ----------------------------------------------------------------
+
+    def go_on(self, work: Coroutine[Any, Any, bytes | None]) -> "asyncio.Task[Any]":
+        """Run `work` on this file beside its caller; what it raises is whoever awaits it to see, or nobody."""
+        task = self._driver.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._gone)
+        return task
+
+    def _gone(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # has been looked at
+
+    # ---- the end -------------------------------------------------------------------------------
+
+    async def aclose(self, position: int | None = None) -> None:
+        """Stop what is in flight, then close the descriptor; idempotent, and bounded, see `_close()`.
+
+        One that is not owned is left at `position`, in bytes.
+        """
+        if self._ending is None:
+            if self.closed:
+                return
+            if position is not None and self.seekable and not self.owned:
+                os.lseek(self.fd, position, os.SEEK_SET)
+            self._ending = self._driver.loop.create_task(self._close())
+        cancelled: asyncio.CancelledError | None = None
+        while not self._ending.done():
+            try:
+                await asyncio.shield(self._ending)
+            except asyncio.CancelledError as error:  # closing always ends, so wait for it
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+        self._ending.result()
+
+    async def _close(self) -> None:
+        """Close.  What the kernel does not stop is waited for `cancel_timeout` seconds, and so is the close itself."""
+        self.closed = True
+        fd, ring = self.fd, self.ring
+        try:
+            if self.owned:
+                async with asyncio.timeout(2 * self._driver.cancel_timeout):
+                    await ring.close(fd)
+            else:
+                await ring.cancel(fd)
+        except RingClosedError:
+            self._close_at_once()  # nothing is in flight any more
+        except TimeoutError:
+            raise kernel_error(
+                errno.ETIMEDOUT,
+                f"closing {self.name!r}: the kernel has not let go of it, and goes on alone",
+            ) from None
+        except OSError as error:
+            self.named(error)
+            raise
+        finally:
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=self._driver.cancel_timeout)
+
+    def _close_at_once(self) -> None:
+        self.closed = True
+        if self.owned:
+            with contextlib.suppress(OSError):
+                os.close(self.fd)
+
+    def abandon(self, said: str, work: Any) -> None:
+        """Nobody has the file any more, who should have closed it: warn, and have `work` and the closing done."""
+        if self.closed:
+            return
+        warnings.warn(f"{said} was never closed: use 'async with', or await close()", ResourceWarning, 2)
+        if self._driver.loop.is_closed() or not self._driver.loop.is_running() or self._driver.ring.closed:
+            self._close_at_once()
+        else:
+            self._driver.ask_from_elsewhere(lambda: self.go_on(self._finish(work)))
+
+    async def _finish(self, work: Any) -> None:
+        try:
+            if work is not None:
+                await work.flush()
+        finally:
+            await self.aclose()
+
+
+def noted(error: OSError, written: int) -> OSError:
+    """The same error, which now says how many bytes were written before it."""
+    error.__dict__["written"] = written
+    return error
