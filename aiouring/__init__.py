@@ -7,6 +7,7 @@ from aiouring._buffer_ring import BufferRing, BufferRingStatistics, ProvidedBuff
 from aiouring._bundle import ProvidedBundle
 from aiouring._chaining import Link
 from aiouring._connection import Connection, ConnectionStatistics
+from aiouring._copy import copy_file
 from aiouring._default_ring import default_group, default_ring
 from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._errors import (
@@ -37,6 +38,26 @@ from aiouring._linked import Chain
 from aiouring._memory_region import MemoryRegion
 from aiouring._open import open  # noqa: A004
 from aiouring._opening import open_connection, open_unix_connection
+from aiouring._path import Path
+from aiouring._path_functions import (
+    exists,
+    link,
+    listdir,
+    makedirs,
+    mkdir,
+    read_bytes,
+    read_text,
+    remove,
+    rename,
+    replace,
+    rmdir,
+    stat,
+    symlink,
+    sync_directory,
+    truncate,
+    write_bytes,
+    write_text,
+)
 from aiouring._probe import Probe, probe
 from aiouring._protocols import create_connection, create_server, create_unix_connection
 from aiouring._receive_stream import MessageStream, ReceiveStream
@@ -82,6 +103,7 @@ __all__ = [
     "MessageStream",
     "Opcode",
     "PartlyUpdatedError",
+    "Path",
     "PollStream",
     "Probe",
     "ProvidedBuffer",
@@ -121,11 +143,29 @@ __all__ = [
     "create_connection",
     "create_server",
     "create_unix_connection",
+    "copy_file",
     "default_group",
     "default_ring",
+    "exists",
+    "link",
+    "listdir",
+    "makedirs",
+    "mkdir",
     "open",
     "open_connection",
     "open_unix_connection",
     "probe",
+    "read_bytes",
+    "read_text",
+    "remove",
+    "rename",
+    "replace",
+    "rmdir",
     "start_server",
+    "stat",
+    "symlink",
+    "sync_directory",
+    "truncate",
+    "write_bytes",
+    "write_text",
 ]

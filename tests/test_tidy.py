@@ -119,6 +119,9 @@ FLOORS = [
         "_decoding",
         "_text_file",
         "_open",
+        "_path_functions",
+        "_path",
+        "_copy",
     ],
     ["__init__", "__main__"],
 ]

@@ -1,0 +1,255 @@
+"""Owns the functions on files by name, as `os`, `os.path` and `pathlib` have them, awaited.
+
+Each takes `ring=`; without it, the running loop's own is used.  Errors are those of the functions of the same names,
+with the names of the files.  What io_uring cannot do is done in a thread, and its docstring says so.
+"""
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import secrets
+import stat as status
+from typing import TYPE_CHECKING
+
+from aiouring._default_ring import default_ring
+from aiouring._file_flags import AtFlags
+from aiouring._open import open as open_file
+from aiouring._open import open_raw
+from aiouring._text_file import check_text, encoding_of
+
+if TYPE_CHECKING:
+    from aiouring._async_ring import AsyncRing
+    from aiouring._paths import StrPath
+    from aiouring._stat import StatxResult
+    from aiouring._verbs import Bytes, File
+
+
+# ---- whole files -----------------------------------------------------------------------------------
+
+
+async def read_bytes(path: "StrPath", *, ring: "AsyncRing | None" = None) -> bytes:
+    """Read a whole file."""
+    async with open_file(path, "rb", ring=ring) as file:
+        return await file.read()
+
+
+async def read_text(
+    path: "StrPath", encoding: str | None = None, errors: str | None = None, *, ring: "AsyncRing | None" = None
+) -> str:
+    """Read a whole file of text; see `open()` for `encoding` and `errors`."""
+    async with open_file(path, "r", encoding=encoding, errors=errors, ring=ring) as file:
+        return await file.read()
+
+
+async def write_bytes(path: "StrPath", data: "Bytes", *, atomic: bool = False, ring: "AsyncRing | None" = None) -> int:
+    """Make `data` all that a file has; returns how many bytes that is.
+
+    Args:
+        path: the file, which is made if it is not there.
+        data: any C-contiguous buffer.
+        atomic: whatever happens, power cuts included, the file has all of its old contents or all of the new: these
+            are written to a temporary file beside it, which is flushed to its device and takes the file's place; then
+            the directory is flushed.  The permissions stay, other names (hard links) keep the old contents.  A symbolic
+            link is followed, in a thread.
+        ring: whose requests do it.
+
+    Raises:
+        OSError: with `written` where it was the writing, and without `atomic`: how many bytes the file has.
+    """
+    if atomic:
+        return await _write_atomically(path, data, ring or default_ring())
+    async with open_file(path, "wb", 0, ring=ring) as file:
+        return await file.write(data)
+
+
+async def write_text(
+    path: "StrPath",
+    text: str,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
+    *,
+    atomic: bool = False,
+    ring: "AsyncRing | None" = None,
+) -> int:
+    """Make `text` all that a file has; returns how many characters that is.  See `write_bytes()` and `open()`."""
+    if not isinstance(text, str):
+        raise TypeError(f"text is a str, not {type(text).__name__}")
+    encoding, errors = encoding_of(encoding), errors or "strict"
+    check_text(encoding, errors, newline)
+    ended = text.replace("\n", newline) if newline else text
+    await write_bytes(path, ended.encode(encoding, errors), atomic=atomic, ring=ring)
+    return len(text)
+
+
+async def _write_atomically(path: "StrPath", data: "Bytes", ring: "AsyncRing") -> int:
+    place = await asyncio.to_thread(pathlib.Path(os.fsdecode(path)).resolve)
+    temporary = str(place.with_name(f".{place.name[:50]}.{secrets.token_hex(8)}"))
+    try:
+        permissions = status.S_IMODE((await ring.statx(place)).st_mode) & 0o777
+    except FileNotFoundError:
+        permissions = None
+    try:
+        async with open_file(temporary, "xb", 0, ring=ring) as file:
+            count = await file.write(data)
+            if permissions is not None:
+                await asyncio.to_thread(os.fchmod, file.fileno(), permissions)
+            await file.sync()
+        await ring.renameat(temporary, place)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            await ring.unlinkat(temporary)
+        if isinstance(error, OSError) and error.filename == temporary:
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
+    await sync_directory(place.parent, ring=ring)
+    return count
+
+
+async def sync_directory(path: "StrPath", *, ring: "AsyncRing | None" = None) -> None:
+    """Flush a directory to its device: the names in it, that is, not what the files hold."""
+    raw = await open_raw(path, os.O_RDONLY | os.O_DIRECTORY, ring, directory=True)
+    try:
+        await raw.sync(data_only=False)
+    finally:
+        await raw.aclose()
+
+
+async def truncate(path: "StrPath", length: int, *, ring: "AsyncRing | None" = None) -> None:
+    """Cut a file off at `length` bytes, or extend it with zeros; before Linux 6.9 in a thread.  As `os.truncate()`."""
+    raw = await open_raw(path, os.O_WRONLY, ring)
+    try:
+        await raw.truncate(length)
+    finally:
+        await raw.aclose()
+
+
+# ---- asking ----------------------------------------------------------------------------------------
+
+
+async def stat(
+    path: "StrPath | File",
+    *,
+    dir_fd: "File | None" = None,
+    follow_symlinks: bool = True,
+    ring: "AsyncRing | None" = None,
+) -> "StatxResult":
+    """What a file is, as `os.stat()`, and more: see `StatxResult`, which has the fields of `os.stat_result`."""
+    flags = AtFlags(0) if follow_symlinks else AtFlags.SYMLINK_NOFOLLOW
+    return await (ring or default_ring()).statx(path, flags, dir_fd=dir_fd)
+
+
+async def exists(path: "StrPath | File", *, ring: "AsyncRing | None" = None) -> bool:
+    """Whether there is such a file; where a link leads to, if it is one.  As `os.path.exists()`: False if in doubt."""
+    ring = ring or default_ring()
+    try:
+        await ring.statx(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+async def listdir(path: "StrPath" = ".") -> list[str]:
+    """The names in a directory, as `os.listdir()`; in a thread, since io_uring has no operation for it."""
+    return await asyncio.to_thread(os.listdir, os.fsdecode(path))
+
+
+# ---- names -----------------------------------------------------------------------------------------
+
+
+async def rename(
+    source: "StrPath",
+    destination: "StrPath",
+    *,
+    src_dir_fd: "File | None" = None,
+    dst_dir_fd: "File | None" = None,
+    ring: "AsyncRing | None" = None,
+) -> None:
+    """Give a file another name, atomically; what has that name already is replaced.  As `os.rename()`."""
+    ring = ring or default_ring()
+    await ring.renameat(source, destination, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+
+async def replace(
+    source: "StrPath",
+    destination: "StrPath",
+    *,
+    src_dir_fd: "File | None" = None,
+    dst_dir_fd: "File | None" = None,
+    ring: "AsyncRing | None" = None,
+) -> None:
+    """As `rename()`."""
+    await rename(source, destination, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, ring=ring)
+
+
+async def remove(path: "StrPath", *, dir_fd: "File | None" = None, ring: "AsyncRing | None" = None) -> None:
+    """Remove a file's name, as `os.remove()`."""
+    await (ring or default_ring()).unlinkat(path, dir_fd=dir_fd)
+
+
+async def rmdir(path: "StrPath", *, dir_fd: "File | None" = None, ring: "AsyncRing | None" = None) -> None:
+    """Remove an empty directory, as `os.rmdir()`."""
+    await (ring or default_ring()).unlinkat(path, AtFlags.REMOVEDIR, dir_fd=dir_fd)
+
+
+async def mkdir(
+    path: "StrPath", mode: int = 0o777, *, dir_fd: "File | None" = None, ring: "AsyncRing | None" = None
+) -> None:
+    """Make a directory, as `os.mkdir()`.  Since Linux 5.15."""
+    await (ring or default_ring()).mkdirat(path, mode, dir_fd=dir_fd)
+
+
+async def makedirs(
+    path: "StrPath",
+    mode: int = 0o777,
+    exist_ok: bool = False,  # noqa: FBT001, FBT002 - the library's
+    *,
+    ring: "AsyncRing | None" = None,
+) -> None:
+    """Make a directory and those above it that are missing, as `os.makedirs()`.  Since Linux 5.15."""
+    ring = ring or default_ring()
+    missing = [os.fsdecode(path)]
+    while True:
+        try:
+            await ring.mkdirat(missing[-1], mode if len(missing) == 1 else 0o777)
+        except FileNotFoundError:
+            above = str(pathlib.PurePath(missing[-1]).parent)
+            if above == missing[-1]:
+                raise
+            missing.append(above)
+        except OSError:
+            if (len(missing) == 1 and not exist_ok) or not await _is_directory(missing[-1], ring):
+                raise
+            missing.pop()
+        else:
+            missing.pop()
+        if not missing:
+            return
+
+
+async def _is_directory(path: str, ring: "AsyncRing") -> bool:
+    try:
+        return status.S_ISDIR((await ring.statx(path)).st_mode)
+    except OSError:
+        return False
+
+
+async def symlink(
+    target: "StrPath", path: "StrPath", *, dir_fd: "File | None" = None, ring: "AsyncRing | None" = None
+) -> None:
+    """Make a symbolic link at `path` that leads to `target`, as `os.symlink()`.  Since Linux 5.15."""
+    await (ring or default_ring()).symlinkat(target, path, dir_fd=dir_fd)
+
+
+async def link(
+    source: "StrPath",
+    destination: "StrPath",
+    *,
+    src_dir_fd: "File | None" = None,
+    dst_dir_fd: "File | None" = None,
+    ring: "AsyncRing | None" = None,
+) -> None:
+    """Give a file one more name, as `os.link()`; a symbolic link itself, not where it leads.  Since Linux 5.15."""
+    ring = ring or default_ring()
+    await ring.linkat(source, destination, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)

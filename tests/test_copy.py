@@ -1,0 +1,113 @@
+"""Tests of copying a file: the same bytes, whatever its length, and what happens when something goes wrong."""
+
+import asyncio
+import errno
+import os
+import random
+from functools import partial
+from pathlib import Path
+from shutil import SameFileError
+
+import pytest
+from conftest import open_files
+from test_examples import mounted
+
+import aiouring
+from aiouring._copy import BLOCK
+
+CONTENT = random.Random(20).randbytes(20 * BLOCK + 777)
+
+
+def note(told: list[tuple[int, int]], done: int, total: int) -> None:
+    """Progress."""
+    told.append((done, total))
+
+
+direct_or_not = pytest.mark.parametrize("direct", [False, True], ids=["cached", "direct"])
+
+
+@direct_or_not
+async def test_lengths(ring: aiouring.AsyncRing, tmp_path: Path, direct: bool) -> None:
+    """Files of any length are copied whole, over what was there; progress is told, and gets to the end."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    target.write_bytes(CONTENT + b"more")
+    for size in (len(CONTENT), 0, 1, 511, 4096, 4097, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK):
+        source.write_bytes(CONTENT[:size])
+        told: list[tuple[int, int]] = []
+        count = await aiouring.copy_file(source, target, direct=direct, ring=ring, progress=partial(note, told))
+        assert count == size
+        assert target.read_bytes() == CONTENT[:size]
+        assert [done for done, _ in told] == sorted(done for done, _ in told)
+        assert told[-1:] == ([(size, size)] if size else [])
+        assert len(told) == -(-size // BLOCK)
+
+
+async def test_files_that_do_not_say_how_long_they_are(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
+    """Files of /proc are copied up to their end; pipes are refused."""
+    count = await aiouring.copy_file("/proc/cpuinfo", tmp_path / "copy", ring=ring)
+    assert count == (tmp_path / "copy").stat().st_size > 0
+    os.mkfifo(tmp_path / "fifo")
+    held = os.open(tmp_path / "fifo", os.O_RDWR)
+    with pytest.raises(OSError, match="cannot seek") as caught:
+        await aiouring.copy_file(tmp_path / "fifo", tmp_path / "copy", ring=ring)
+    assert caught.value.filename == str(tmp_path / "fifo")
+    os.close(held)
+
+
+async def test_one_file(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
+    """A file is not copied onto itself, by whatever name: it would be lost."""
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("file")
+    for name in ("file", "link"):
+        with pytest.raises(SameFileError):
+            await aiouring.copy_file(tmp_path / "file", tmp_path / name, ring=ring)
+    assert (tmp_path / "file").read_bytes() == b"12345"
+
+
+@direct_or_not
+async def test_g1_disk_full(ring: aiouring.AsyncRing, tmp_path: Path, direct: bool) -> None:
+    """The first error ends the copy, with the name of the file that is to blame, and both are closed."""
+    (tmp_path / "source").write_bytes(CONTENT)
+    before = len(open_files())
+    with mounted("tmpfs", tmp_path / "small", "-o", "size=1m") as small:
+        with pytest.raises(OSError) as caught:
+            await aiouring.copy_file(tmp_path / "source", small / "copy", direct=direct, ring=ring)
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(small / "copy"))
+        with pytest.raises(FileNotFoundError) as missing:
+            await aiouring.copy_file(small / "none", small / "copy", direct=direct, ring=ring)
+        assert missing.value.filename == str(small / "none")
+        with pytest.raises(IsADirectoryError):
+            await aiouring.copy_file(tmp_path, small / "copy", direct=direct, ring=ring)
+        assert len(open_files()) == before
+
+
+@direct_or_not
+async def test_progress_that_raises_and_cancellation(ring: aiouring.AsyncRing, tmp_path: Path, direct: bool) -> None:
+    """Either ends the copy at once, and everything is closed."""
+    (tmp_path / "source").write_bytes(CONTENT)
+    before = len(open_files())
+
+    def stop(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyError(done)
+
+    with pytest.raises(KeyError):
+        await aiouring.copy_file(tmp_path / "source", tmp_path / "copy", progress=stop, direct=direct, ring=ring)
+    for turns in range(20):
+        task = asyncio.create_task(aiouring.copy_file(tmp_path / "source", tmp_path / "copy", direct=direct, ring=ring))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+    assert len(open_files()) == before
+
+
+async def test_g6_the_source_becomes_shorter(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
+    """The copy is as long as what was there to be read."""
+    (tmp_path / "source").write_bytes(CONTENT)
+
+    def cut(done: int, total: int) -> None:
+        os.truncate(tmp_path / "source", 1000)
+
+    count = await aiouring.copy_file(tmp_path / "source", tmp_path / "copy", progress=cut, ring=ring)
+    assert count == (tmp_path / "copy").stat().st_size < len(CONTENT)
