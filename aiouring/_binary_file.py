@@ -49,8 +49,6 @@ class BinaryFile(FileObject[bytes]):
         self._appended = False  # the position is where the kernel's is
         self._closed = False
 
-    # ---- about it ------------------------------------------------------------------------------
-
     @property
     def name(self) -> Any:
         """The path it was opened with, or the descriptor."""
@@ -96,7 +94,7 @@ class BinaryFile(FileObject[bytes]):
     async def read(self, size: int | None = -1) -> bytes:
         """Read `size` bytes, fewer only at the end of the file; everything up to there if it is negative or None.
 
-        Unbuffered (`buffering=0`), as many as one request brings.
+        Unbuffered (`buffering=0`), from what is no regular file: as many as one request brings.
         """
         if not self._order.users and size is not None and size > 0:
             ahead = self._ahead
@@ -109,7 +107,7 @@ class BinaryFile(FileObject[bytes]):
             if size is None or size < 0:
                 data = await self._read_all()
             elif not self._buffered:
-                data = await self._raw.read_some(size, self._position)
+                data = await self._read_unbuffered(size)
             elif size > self._raw.largest and self._raw.regular:
                 data = await self._read_large(size)
             else:
@@ -211,6 +209,9 @@ class BinaryFile(FileObject[bytes]):
             if missing <= 0 or not await ahead.more(missing):
                 return ahead.take(position, size)
 
+    async def _read_unbuffered(self, size: int) -> bytes:
+        return await (self._raw.read_at if self._raw.regular else self._raw.read_some)(size, self._position)
+
     async def _read_large(self, size: int) -> bytes:
         """More than a block: what is here already, and the rest straight to its place."""
         data = bytes(size)  # not seen by anybody until it is full
@@ -221,7 +222,7 @@ class BinaryFile(FileObject[bytes]):
         """Fill a C array from the position on, which stays; returns how many bytes."""
         ahead, raw = self._ahead, self._raw
         if size <= raw.largest or not raw.regular:
-            data = await (self._read_ahead(size) if self._buffered else raw.read_some(size, self._position))
+            data = await (self._read_ahead(size) if self._buffered else self._read_unbuffered(size))
             ffi.memmove(memory, data, len(data))
             return len(data)
         data = ahead.take(self._position, size)
@@ -329,8 +330,6 @@ class BinaryFile(FileObject[bytes]):
             self._check()
             await self._behind.flush()
             await self._raw.sync(data_only=data_only)
-
-    # ---- the position --------------------------------------------------------------------------
 
     async def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move the position to `offset` bytes from the beginning, or from what `whence` says; returns it.

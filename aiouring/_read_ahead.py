@@ -9,8 +9,9 @@ How this fits together
    block after a `go_to()` elsewhere is alone, and small.  So random access reads little that nobody wants, a file that
    is read from front to back is read in few requests, and a small file takes little memory.
 3. A block that comes back short ends the run: what was read beyond it is dropped, since it may not follow.
-4. Blocks in flight are tasks, which are not cancelled with their reader, but by `drop()` alone.  That may happen while
-   a reader waits for one: `more()` returns, and the reader, who begins each round with `go_to()`, starts anew.
+4. Blocks in flight beside their reader are tasks, which are not cancelled with it, but by `drop()` alone.  That may
+   happen while a reader waits for one: `more()` returns, and the reader, who begins each round with `go_to()`, starts
+   anew.
 """
 
 import asyncio
@@ -40,7 +41,20 @@ class ReadAhead:
             takes what was measured.
     """
 
-    __slots__ = ("_block", "_coming", "_depth", "_next", "_raw", "_run", "_want", "base", "chunk", "end", "ready")
+    __slots__ = (
+        "_block",
+        "_coming",
+        "_depth",
+        "_drops",
+        "_next",
+        "_raw",
+        "_run",
+        "_want",
+        "base",
+        "chunk",
+        "end",
+        "ready",
+    )
 
     def __init__(self, raw: "RawFile", block: int = 0, depth: int | None = None) -> None:
         self._raw = raw
@@ -53,6 +67,7 @@ class ReadAhead:
         self._coming: deque[tuple[int, asyncio.Task[bytes]]] = deque()
         self._run = 0
         self._want = 0
+        self._drops = 0
 
     def go_to(self, position: int) -> None:
         """Be ready for `position`: let go of what is before it, or of everything where it is elsewhere."""
@@ -65,6 +80,7 @@ class ReadAhead:
 
     def drop(self) -> None:
         """Let go of everything: the file has changed, or is read elsewhere."""
+        self._drops += 1
         self._stop()
         self.base = self._next = self.end
         self.chunk = b""
@@ -77,15 +93,23 @@ class ReadAhead:
 
     async def more(self, want: int) -> bool:
         """Have a block more, of at least `want` bytes if there are so many; False at the end of the file."""
+        drops = self._drops
         if not self._coming:
             self._want = min(want, self._raw.largest) if want >= LARGE else 0
-            self._start(max(want, self._size()))
+            length = min(max(want, self._size()), self._raw.largest)
+            if self._run or not self._raw.seekable:
+                self._start(length)
         self._fill_window()
-        length, task = self._coming[0]
-        if not task.done():
-            await asyncio.wait((task,))
-        if not self._coming or self._coming[0][1] is not task:
-            return True  # dropped meanwhile: look again
+        if self._coming:
+            length, task = self._coming[0]
+            if not task.done():
+                await asyncio.wait((task,))
+            data = self._result(task) if drops == self._drops else b""
+        else:  # alone, and spared the task
+            data = await self._raw.read_some(length, self.end)
+        return drops != self._drops or self._take_over(data, length)
+
+    def _result(self, task: "asyncio.Task[bytes]") -> bytes:
         try:
             data: bytes = task.result()
         except BaseException:
@@ -93,13 +117,18 @@ class ReadAhead:
             self._next = self.end
             raise
         self._coming.popleft()
+        return data
+
+    def _take_over(self, data: bytes, length: int) -> bool:
+        """Append what was read where `length` bytes were asked for; False if that is nothing."""
         self._run += 1
+        self.end += len(data)
         if len(data) < length:
             self._stop()
-            self._next = self.end + len(data)
+        if not self._coming:
+            self._next = self.end
         if data:
             self.ready.append(data)
-            self.end += len(data)
             self._fill_window()
         return bool(data)
 
