@@ -68,3 +68,14 @@ async def test_the_echo_works() -> None:
         with pytest.raises(asyncio.CancelledError):
             await serving
     await aiouring.default_ring().aclose()
+
+
+async def test_the_files_work(tmp_path: Path) -> None:
+    """The function of the third block puts files together."""
+    names: dict[str, Any] = {"aiouring": aiouring}
+    exec(compile(blocks("python")[2], "README.md", "exec"), names)
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(name.encode() * 500_000)
+    await names["concatenate"]([tmp_path / "one", tmp_path / "two"], tmp_path / "both")
+    assert (tmp_path / "both").read_bytes() == b"one" * 500_000 + b"two" * 500_000
+    await aiouring.default_ring().aclose()
