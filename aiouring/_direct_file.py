@@ -47,8 +47,17 @@ class DirectFile(RawFile):
     largest = SIZE
     depth = DEPTH
 
-    def __init__(self, ring: AsyncRing, fd: int, name: Any, flags: int, *, owned: bool = True) -> None:
-        super().__init__(ring, fd, name, flags, owned=owned)
+    def __init__(
+        self,
+        ring: AsyncRing,
+        fd: int,
+        name: Any,
+        flags: int,
+        *,
+        owned: bool = True,
+        background: bool | None = None,
+    ) -> None:
+        super().__init__(ring, fd, name, flags, owned=owned, background=background)
         self._flags = flags
         self._cached: RawFile
         self._pool = block_pool(ring)
@@ -60,7 +69,7 @@ class DirectFile(RawFile):
             self.alignment = max(mmap.PAGESIZE, found.dio_offset_align or 0)
             flags = self._flags & (os.O_ACCMODE | os.O_APPEND)
             fd = await self.ring.openat(f"/proc/self/fd/{self.fd}", flags)
-            self._cached = RawFile(self.ring, fd, self.name, flags)
+            self._cached = RawFile(self.ring, fd, self.name, flags, background=self.how != 0)
         return found
 
     # ---- reading -------------------------------------------------------------------------------
@@ -166,10 +175,10 @@ class DirectFile(RawFile):
         try:
             if lease is not None and lease.table.registered:
                 return await self._driver.perform(
-                    request, lib.au_prepare_fixed, fixed, fd, lease.table, lease.number, start, length, offset, 0
+                    request, lib.au_prepare_fixed, fixed, fd, lease.table, lease.number, start, length, offset, self.how
                 )
             return await self._driver.perform(
-                request, lib.au_prepare_memory, plain, fd, memory, SIZE, start, length, offset, 0, 0
+                request, lib.au_prepare_memory, plain, fd, memory, SIZE, start, length, offset, 0, self.how
             )
         except OSError as error:
             self.named(error)

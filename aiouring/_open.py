@@ -61,6 +61,7 @@ def open(  # noqa: A001
     *,
     ring: AsyncRing | None = None,
     direct: bool = False,
+    background: bool | None = None,
     flags: int = 0,
     dir_fd: File | None = None,
 ) -> Opening[TextFile]: ...
@@ -79,6 +80,7 @@ def open(  # noqa: A001
     *,
     ring: AsyncRing | None = None,
     direct: bool = False,
+    background: bool | None = None,
     flags: int = 0,
     dir_fd: File | None = None,
 ) -> Opening[BinaryFile]: ...
@@ -97,6 +99,7 @@ def open(  # noqa: A001
     *,
     ring: AsyncRing | None = None,
     direct: bool = False,
+    background: bool | None = None,
     flags: int = 0,
     dir_fd: File | None = None,
 ) -> Opening[BinaryFile | TextFile]: ...
@@ -114,6 +117,7 @@ def open(  # noqa: A001 - the built-in's name, and what it takes
     *,
     ring: AsyncRing | None = None,
     direct: bool = False,
+    background: bool | None = None,
     flags: int = 0,
     dir_fd: File | None = None,
 ) -> Any:
@@ -132,6 +136,8 @@ def open(  # noqa: A001 - the built-in's name, and what it takes
         ring: what to read and write with; None is the running loop's own ring, see `default_ring()`.
         direct: go around the page cache (O_DIRECT), with registered buffers.  What is read and written need not be
             aligned to anything: what is not, goes through the page cache.
+        background: hand each read and write to a worker of the kernel at once, see `AsyncRing.read()`; None does so
+            where the file system would hold up the loop: FUSE.
         flags: more flags for open(2), such as `os.O_NOFOLLOW`.
         dir_fd: an open directory that `path` is relative to.
 
@@ -150,7 +156,9 @@ def open(  # noqa: A001 - the built-in's name, and what it takes
     if "b" not in mode:
         encoding, errors = encoding_of(encoding), errors or "strict"
         check_text(encoding, errors, newline)
-    opening = partial(open_raw, path, access | flags, ring, opener, dir_fd, direct=direct, closefd=closefd)
+    opening = partial(
+        open_raw, path, access | flags, ring, opener, dir_fd, direct=direct, closefd=closefd, background=background
+    )
     if encoding is None or errors is None:
         return Opening(_as_bytes(opening, mode, buffering))
     return Opening(_as_text(opening, mode, buffering, encoding, errors, newline))
@@ -217,6 +225,7 @@ async def open_raw(
     *,
     direct: bool = False,
     closefd: bool = True,
+    background: bool | None = None,
     directory: bool = False,
 ) -> RawFile:
     """Open a file without a position; a directory only where `directory` is asked for."""
@@ -225,7 +234,7 @@ async def open_raw(
     flags |= os.O_DIRECT if direct else 0
     fd = path if isinstance(path, int) else await _descriptor(os.fspath(path), flags, ring, opener, dir_fd)
     try:
-        raw = (DirectFile if direct else RawFile)(ring, fd, name, flags, owned=closefd)
+        raw = (DirectFile if direct else RawFile)(ring, fd, name, flags, owned=closefd, background=background)
     except BaseException:
         if fd != path:
             os.close(fd)

@@ -25,6 +25,7 @@ from typing import Any
 from aiouring._async_ring import AsyncRing
 from aiouring._errors import RingClosedError, kernel_error
 from aiouring._features import has
+from aiouring._file_system import waits_within_submission
 from aiouring._request import Request, Write
 from aiouring._stat import StatxResult
 from aiouring._uring import ffi, lib
@@ -47,6 +48,7 @@ class RawFile:
         name: for errors: the path, or the number that the caller gave.
         flags: what it was opened with, `os.O_RDONLY` and the like.
         owned: whether `aclose()` closes the descriptor.
+        background: whether its requests go to workers of the kernel; None where they would hold up the loop.
     """
 
     #: Writes that begin and end at multiples of this are the cheapest; see `DirectFile`.
@@ -55,7 +57,9 @@ class RawFile:
     largest = PIECE
     depth = 4
 
-    def __init__(self, ring: AsyncRing, fd: int, name: Any, flags: int, *, owned: bool = True) -> None:
+    def __init__(
+        self, ring: AsyncRing, fd: int, name: Any, flags: int, *, owned: bool = True, background: bool | None = None
+    ) -> None:
         self.closed = True
         self.ring = ring
         self.name = name
@@ -63,6 +67,8 @@ class RawFile:
         self.owned = owned
         self.append = bool(flags & os.O_APPEND)
         self._driver = ring._bound()
+        self._background = background
+        self.how = lib.AU_SQE_ASYNC if background else 0  # how the C core is to treat each request
         self._ending: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.kind = 0  # as `stat.S_IFMT()` says it; `look()` finds out
@@ -129,7 +135,7 @@ class RawFile:
         request = Request(fd, self, memory)
         try:
             return await self._driver.perform(
-                request, _prepare_memory, _READ, fd, memory, capacity, start, length, offset, 0, 0
+                request, _prepare_memory, _READ, fd, memory, capacity, start, length, offset, 0, self.how
             )
         except OSError as error:
             self.named(error)
@@ -163,7 +169,7 @@ class RawFile:
         request = Write(fd, self, memory)
         try:
             count = await self._driver.perform(
-                request, _prepare_memory, _WRITE, fd, memory, capacity, start, length, offset, 0, 0
+                request, _prepare_memory, _WRITE, fd, memory, capacity, start, length, offset, 0, self.how
             )
         except OSError as error:
             self.named(error)
@@ -212,6 +218,8 @@ class RawFile:
             self.named(error)
             raise
         self.kind = stat.S_IFMT(found.st_mode)
+        if self._background is None and waits_within_submission(found.st_dev):
+            self.how = lib.AU_SQE_ASYNC
         self.size = found.st_size if self.regular else 0
         return found
 

@@ -110,6 +110,7 @@ FLOORS = [
         "_transport",
         "_protocols",
         "_file_object",
+        "_file_system",
         "_raw_file",
         "_read_ahead",
         "_write_behind",
