@@ -1,4 +1,4 @@
-"""Owns the command line: `python -m benchmarks [nop|echo|grid|files|syscalls ...] [--rounds N] [--json FILE]`."""
+"""Owns the command line: `python -m benchmarks [NAME ...] [--rounds N] [--json FILE]`; BENCHMARKS has the names."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aiouring
-from benchmarks import echo, files, grid, nop, processor, syscalls
+from benchmarks import echo, file_objects, files, grid, nop, processor, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +24,7 @@ BENCHMARKS: "dict[str, Callable[[int], list[Table]]]" = {
     "echo": echo.run,
     "grid": grid.run,
     "files": files.run,
+    "file_objects": file_objects.run,
     "syscalls": syscalls.run,
 }
 
