@@ -30,8 +30,8 @@ class BinaryFile(FileObject[bytes]):
 
     Reads ahead and writes behind: several blocks of a file that is read from front to back are in flight before they
     are asked for, and `write()` returns before the file has the bytes.  An error in writing is raised by the next
-    operation, `flush()` and `close()` at the latest, with `written`: how many of the bytes written since the last
-    `flush()` are in the file.  Those that are not are kept, and tried again.
+    operation, `flush()` and `close()` at the latest; `bytes_written(error)` says how many of the bytes written since
+    the last `flush()` are in the file.  Those that are not are kept, and tried again.
 
     Its own position is not the descriptor's.  Since Linux 5.11.
     """
@@ -266,7 +266,7 @@ class BinaryFile(FileObject[bytes]):
         cancelled then, it has taken nothing.
 
         Raises:
-            OSError: something could not be written, of this or of what was written before; see `written`.
+            OSError: something could not be written, of this or of what was written before; see the class.
             io.UnsupportedOperation: the file is not open for writing.
         """
         behind = self._behind
@@ -298,7 +298,7 @@ class BinaryFile(FileObject[bytes]):
         The position is neither used nor moved, and several tasks may do this at once.
 
         Raises:
-            OSError: with `written`, how many of the bytes are in the file.
+            OSError: `bytes_written(error)` says how many of the bytes are in the file; of a cancelled write, too.
             ValueError: a negative offset.
             io.UnsupportedOperation: the file cannot seek, is not open for writing, or appends.
         """

@@ -24,7 +24,8 @@ from typing import Any
 
 from aiouring._async_ring import AsyncRing
 from aiouring._block_pool import SIZE, Block, block_pool
-from aiouring._raw_file import RawFile, noted
+from aiouring._errors import note_written_before
+from aiouring._raw_file import RawFile
 from aiouring._request import Request, Write
 from aiouring._stat import StatxResult
 from aiouring._uring import ffi, lib
@@ -135,8 +136,8 @@ class DirectFile(RawFile):
                 with self._pool.lend() as block:
                     ffi.memmove(block.memory, view[done : done + length], length)
                     done += await self._write_block(block, length, offset + done)
-        except OSError as error:
-            noted(error, done + getattr(error, "written", 0))
+        except BaseException as error:
+            note_written_before(error, done)
             raise
         return len(view)
 
@@ -161,8 +162,8 @@ class DirectFile(RawFile):
                     if not count:
                         raise self.nothing_written()
                     done += count
-        except OSError as error:
-            noted(error, done + getattr(error, "written", 0))
+        except BaseException as error:
+            note_written_before(error, done)
             raise
         self.size = max(self.size, offset + length)
         return length

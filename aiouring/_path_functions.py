@@ -55,7 +55,7 @@ async def write_bytes(path: "StrPath", data: "Bytes", *, atomic: bool = False, r
         ring: whose requests do it.
 
     Raises:
-        OSError: with `written` where it was the writing, and without `atomic`: how many bytes the file has.
+        OSError: without `atomic`, `bytes_written(error)` says how many bytes the file has.
     """
     if atomic:
         return await _write_atomically(path, data, ring or default_ring())

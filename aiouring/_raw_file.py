@@ -10,7 +10,9 @@ Ownership.
 3. What is written is exported by its request, until the request's final completion.
 
 A request is for at most PIECE bytes: the kernel copies from and to the page cache while it is being submitted, in
-the loop's thread, and 1 MiB takes it about 0.1 ms.
+the loop's thread, and 1 MiB takes it about 0.1 ms.  Blocks of BACKGROUND bytes and more, which are read ahead, are
+copied by workers of the kernel (IOSQE_ASYNC): with 32 files read from front to back at once the loop's longest pause is
+half as long, and one file is read as fast (a tenth slower where nothing else runs, faster where the cores are busy).
 """
 
 import asyncio
@@ -23,7 +25,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from aiouring._async_ring import AsyncRing
-from aiouring._errors import RingClosedError, kernel_error
+from aiouring._errors import RingClosedError, kernel_error, note_written_before
 from aiouring._features import has
 from aiouring._file_system import waits_within_submission
 from aiouring._request import Request, Write
@@ -33,6 +35,8 @@ from aiouring._verbs import Bytes
 
 #: Bytes that one request moves at most.
 PIECE = 1 << 20
+#: Bytes from which on a block goes to a worker.
+BACKGROUND = 256 * 1024
 
 _prepare_memory = lib.au_prepare_memory
 _READ = lib.AU_OP_READ
@@ -48,7 +52,8 @@ class RawFile:
         name: for errors: the path, or the number that the caller gave.
         flags: what it was opened with, `os.O_RDONLY` and the like.
         owned: whether `aclose()` closes the descriptor.
-        background: whether its requests go to workers of the kernel; None where they would hold up the loop.
+        background: whether its requests go to workers of the kernel; None where they would hold up the loop, by their
+            size or by their file system.
     """
 
     #: Writes that begin and end at multiples of this are the cheapest; see `DirectFile`.
@@ -111,7 +116,8 @@ class RawFile:
                 self.named(error)
                 raise
         data = bytes(size)  # not seen by anybody until it is full, see the module's header
-        count = await self._read(ffi.from_buffer(data), size, 0, size, offset)
+        how = lib.AU_SQE_ASYNC if size >= BACKGROUND and self._background is None else self.how
+        count = await self._read(ffi.from_buffer(data), size, 0, size, offset, how)
         return data if count == size else data[:count]
 
     async def read_at(self, size: int, offset: int) -> bytes:
@@ -124,18 +130,18 @@ class RawFile:
         """Fill `memory`, a C array of `size` bytes, from `start` on; returns how many, fewer only at the file's end."""
         done = start
         while done < size:
-            count = await self._read(memory, size, done, min(size - done, PIECE), offset + done - start)
+            count = await self._read(memory, size, done, min(size - done, PIECE), offset + done - start, self.how)
             if not count:
                 break
             done += count
         return done - start
 
-    async def _read(self, memory: Any, capacity: int, start: int, length: int, offset: int) -> int:
+    async def _read(self, memory: Any, capacity: int, start: int, length: int, offset: int, how: int) -> int:
         fd = self.fileno()
         request = Request(fd, self, memory)
         try:
             return await self._driver.perform(
-                request, _prepare_memory, _READ, fd, memory, capacity, start, length, offset, 0, self.how
+                request, _prepare_memory, _READ, fd, memory, capacity, start, length, offset, 0, how
             )
         except OSError as error:
             self.named(error)
@@ -147,7 +153,7 @@ class RawFile:
         """Write all of `data`; returns how many bytes that is.  In append mode, and without seeking, at the position.
 
         Raises:
-            OSError: with `written`, how many bytes were written before.
+            OSError: `bytes_written(error)` says how many bytes were written; of a cancelled write, too.
         """
         memory = ffi.from_buffer(data)
         size = len(memory)
@@ -155,8 +161,8 @@ class RawFile:
         try:
             while done < size:
                 done += await self._write(memory, size, done, min(size - done, PIECE), offset + done)
-        except OSError as error:
-            noted(error, done)
+        except BaseException as error:
+            note_written_before(error, done)
             raise
         if self.regular and not self.append and offset + size > self.size:
             self.size = offset + size
@@ -322,9 +328,3 @@ class RawFile:
                 await work.flush()
         finally:
             await self.aclose()
-
-
-def noted(error: OSError, written: int) -> OSError:
-    """The same error, which now says how many bytes were written before it."""
-    error.__dict__["written"] = written
-    return error

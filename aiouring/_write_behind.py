@@ -6,7 +6,7 @@ How this fits together
    while too much is unfinished.  What is there at most is LIMIT bytes and one write more.
 2. A block that could not be written is kept, with the error.  The error is raised once, by the next call; the one
    after it, and closing, try the block again.  So a disk that gets room again loses nothing, and no error is swallowed.
-3. `sequence` counts the bytes accepted since everything was last in the file: an error's `written` says how many of
+3. `sequence` counts the bytes accepted since everything was last in the file: `bytes_written(error)` says how many of
    those are in the file, without a gap.
 4. Where blocks must arrive in order (appending, a pipe) one is written at a time.
 """
@@ -15,7 +15,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from aiouring._raw_file import noted
+from aiouring._errors import bytes_written, note_written
 from aiouring._uring import ffi
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class WriteBehind:
         try:
             written = await self._raw.write_at(job.data, job.offset)
         except Exception as error:
-            written = getattr(error, "written", 0)
+            written = bytes_written(error) or 0
             self._error = self._error or error
         finally:
             self._running -= 1
@@ -136,15 +136,13 @@ class WriteBehind:
         await self._progress.wait()
 
     async def _tell(self) -> None:
-        """Raise the error that came meanwhile, when nothing is in flight any more: then its `written` is exact."""
+        """Raise the error that came meanwhile, when nothing is in flight any more: then what it says is exact."""
         if self._error is None:
             return
         while self._running:
             await self._wait()
         error, self._error = self._error, None
-        if isinstance(error, OSError):
-            first = min((job.sequence for job in [*self._failed, *self._queue]), default=self._sequence)
-            noted(error, first)
+        note_written(error, min((job.sequence for job in [*self._failed, *self._queue]), default=self._sequence))
         raise error
 
     def _try_again(self) -> None:
@@ -157,7 +155,7 @@ class WriteBehind:
         """Wait until `accept()` may take more.
 
         Raises:
-            OSError: an earlier block could not be written; its `written` says how much was.
+            OSError: an earlier block could not be written; `bytes_written(error)` says how much was.
         """
         await self._tell()
         self._try_again()

@@ -140,7 +140,7 @@ async def test_g1_disk_full(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
                     await file.write_at(bytes(3 << 20), offset)
             assert caught.value.errno == errno.ENOSPC
             assert caught.value.filename == str(small / "file")
-            assert caught.value.__dict__["written"] == (small / "file").stat().st_size - offset
+            assert aiouring.bytes_written(caught.value) == (small / "file").stat().st_size - offset
 
 
 async def test_where_there_is_no_direct(ring: aiouring.AsyncRing, tmp_path: Path) -> None:

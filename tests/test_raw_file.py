@@ -1,6 +1,7 @@
 """Tests of raw files: positional reads and writes, their errors, and their end, bounded whatever is in flight."""
 
 import asyncio
+import contextlib
 import errno
 import gc
 import os
@@ -17,7 +18,7 @@ from conftest import RingFactory, open_files
 from test_examples import mounted
 
 import aiouring
-from aiouring._raw_file import PIECE, RawFile
+from aiouring._raw_file import BACKGROUND, PIECE, RawFile
 from aiouring._request import Request
 
 CONTENT = random.Random(3).randbytes(100_000)
@@ -93,6 +94,34 @@ async def test_g9_short_transfers(ring: aiouring.AsyncRing, numbers: Path, monke
     await raw.aclose()
 
 
+@pytest.mark.parametrize(("background", "expected"), [(None, [False, True]), (False, [False] * 2), (True, [True] * 2)])
+async def test_what_goes_to_a_worker(
+    ring: aiouring.AsyncRing,
+    numbers: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    background: bool | None,
+    expected: list[bool],
+) -> None:
+    """Large blocks, where the caller has not said otherwise; what is read is the same."""
+    os.truncate(numbers, 2 * BACKGROUND)
+    content = numbers.read_bytes()
+    raw = RawFile(ring, os.open(numbers, os.O_RDONLY), "numbers", os.O_RDONLY, background=background)
+    await raw.look()
+    perform = raw._driver.perform
+    seen: list[bool] = []
+
+    async def watched(request: Request, prepare: Any, *arguments: Any) -> int:
+        seen.append(bool(arguments[-1] & aiouring.SubmissionFlags.ASYNC))
+        return await perform(request, prepare, *arguments)
+
+    monkeypatch.setattr(raw._driver, "perform", watched)
+    for size in (BACKGROUND - 1, BACKGROUND):
+        assert await raw.read_some(size, 7) == content[7 : size + 7]
+    assert seen == expected
+    monkeypatch.undo()
+    await raw.aclose()
+
+
 async def test_nothing_written_is_an_error(
     ring: aiouring.AsyncRing, numbers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +133,7 @@ async def test_nothing_written_is_an_error(
 
     monkeypatch.setattr(raw._driver, "perform", nothing)
     error = await failure(raw.write_at(b"data", 0), errno.EIO, numbers)
-    assert error.__dict__["written"] == 0
+    assert aiouring.bytes_written(error) == 0
     monkeypatch.undo()
     await raw.aclose()
 
@@ -115,9 +144,32 @@ async def test_g1_disk_full(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
         path = small / "file"
         raw = await opened(ring, path, os.O_RDWR | os.O_CREAT)
         error = await failure(raw.write_at(bytes(3 << 20), 0), errno.ENOSPC, path)
-        written = error.__dict__["written"]
+        written = aiouring.bytes_written(error)
         assert written == path.stat().st_size > 1 << 20
         await raw.aclose()
+
+
+async def test_a14_a_cancelled_write(ring: aiouring.AsyncRing) -> None:
+    """It says how many bytes were written before, in all its pieces."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    raw = RawFile(ring, writer, "pipe", os.O_WRONLY)
+    data = CONTENT * 30
+    task = asyncio.create_task(raw.write_at(data, 0))
+    found = b""
+    while len(found) < PIECE + 100_000:
+        await asyncio.sleep(0)
+        with contextlib.suppress(BlockingIOError):
+            found += os.read(reader, 50_000)
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await task
+    await raw.aclose()
+    while part := os.read(reader, 100_000):
+        found += part
+    assert found == data[: aiouring.bytes_written(caught.value)]
+    os.close(reader)
 
 
 @pytest.fixture
@@ -136,7 +188,7 @@ async def test_g2_file_too_big(ring: aiouring.AsyncRing, tmp_path: Path, small_f
     path = tmp_path / "file"
     raw = await opened(ring, path, os.O_RDWR | os.O_CREAT)
     error = await failure(raw.write_at(bytes(20_000), 0), errno.EFBIG, path)
-    assert error.__dict__["written"] == 10_000 == path.stat().st_size
+    assert aiouring.bytes_written(error) == 10_000 == path.stat().st_size
     await failure(raw.truncate(20_000), errno.EFBIG, path)
     await raw.aclose()
 

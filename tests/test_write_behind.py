@@ -11,7 +11,8 @@ import pytest
 from test_examples import mounted
 
 import aiouring
-from aiouring._raw_file import RawFile, noted
+from aiouring._errors import note_written
+from aiouring._raw_file import RawFile
 from aiouring._write_behind import BLOCK, LIMIT, WriteBehind
 
 
@@ -37,7 +38,9 @@ class Failing(RawFile):
             if offset + len(data) > self.full:
                 fits = max(self.full - offset, 0)
                 await super().write_at(memoryview(data)[:fits], offset)
-                raise noted(OSError(errno.ENOSPC, "full"), fits)
+                error = OSError(errno.ENOSPC, "full")
+                note_written(error, fits)
+                raise error
             return await super().write_at(data, offset)
         finally:
             self.now -= 1
@@ -124,12 +127,12 @@ async def test_a14_an_error_is_told_once_and_the_bytes_are_kept(raw: Failing) ->
         behind.accept(data[at : at + BLOCK], at)
     with pytest.raises(OSError, match="full") as caught:
         await behind.flush()
-    assert caught.value.__dict__["written"] == raw.full
+    assert aiouring.bytes_written(caught.value) == raw.full
     assert behind.dirty
     assert not behind.ready
     with pytest.raises(OSError, match="full") as caught:
         await behind.flush()
-    assert caught.value.__dict__["written"] == raw.full
+    assert aiouring.bytes_written(caught.value) == raw.full
     with pytest.raises(OSError, match="full"):
         await behind.finish()
     raw.full = 1 << 60
@@ -140,7 +143,7 @@ async def test_a14_an_error_is_told_once_and_the_bytes_are_kept(raw: Failing) ->
     behind.accept(b"x" * 50, len(data))
     with pytest.raises(OSError) as caught:
         await behind.flush()
-    assert caught.value.__dict__["written"] == 0  # of what came since the last flush
+    assert aiouring.bytes_written(caught.value) == 0  # of what came since the last flush
 
 
 async def test_an_error_that_solves_itself(raw: Failing) -> None:
@@ -183,7 +186,7 @@ async def test_g1_disk_full(ring: aiouring.AsyncRing, tmp_path: Path, buffering:
         assert caught.value.errno == errno.ENOSPC
         assert caught.value.filename == str(path)
         if buffering:
-            assert caught.value.__dict__["written"] == path.stat().st_size
+            assert aiouring.bytes_written(caught.value) == path.stat().st_size
             with pytest.raises(OSError) as caught:
                 await file.close()
             assert caught.value.errno == errno.ENOSPC
