@@ -372,8 +372,6 @@ class BinaryFile(FileObject[bytes]):
             await self._raw.truncate(goal)
             return goal
 
-    # ---- the end -------------------------------------------------------------------------------
-
     async def close(self) -> None:
         """Write what is unwritten, then close; idempotent.
 
@@ -388,8 +386,10 @@ class BinaryFile(FileObject[bytes]):
             if self._behind.dirty and not self._raw.closed:
                 await self._behind.finish()
         finally:
-            self._ahead.drop()
-            await self._raw.aclose(self._position)
+            try:
+                await self._raw.aclose(self._position)
+            finally:
+                self._ahead.drop()
 
     def __del__(self) -> None:
         raw = getattr(self, "_raw", None)

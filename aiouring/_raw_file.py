@@ -304,7 +304,9 @@ class RawFile:
             raise
         finally:
             if self._tasks:
-                await asyncio.wait(self._tasks, timeout=self._driver.cancel_timeout)
+                _, stuck = await asyncio.wait(self._tasks, timeout=self._driver.cancel_timeout)
+                for task in stuck:
+                    task.cancel()
 
     def _close_at_once(self) -> None:
         self.closed = True

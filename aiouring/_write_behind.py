@@ -137,11 +137,11 @@ class WriteBehind:
 
     async def _tell(self) -> None:
         """Raise the error that came meanwhile, when nothing is in flight any more: then what it says is exact."""
-        if self._error is None:
-            return
-        while self._running:
+        while self._error is not None and self._running:
             await self._wait()
         error, self._error = self._error, None
+        if error is None:
+            return  # or somebody else was told
         note_written(error, min((job.sequence for job in [*self._failed, *self._queue]), default=self._sequence))
         raise error
 

@@ -1,6 +1,7 @@
 """Tests of binary files: what the built-in open() does with the same calls, whatever is cancelled in between."""
 
 import asyncio
+import errno
 import io
 import os
 import random
@@ -210,6 +211,20 @@ async def test_a_pipe(ring: aiouring.AsyncRing) -> None:
         task.cancel()
         await target.close()
         assert await source.read() == b"all"
+
+
+async def test_closing_under_a_reader(ring: aiouring.AsyncRing) -> None:
+    """Whoever waits for a file that is closed gets ECANCELED, and the next one that it is closed."""
+    reader, writer = os.pipe()
+    file = await aiouring.open(reader, "rb", ring=ring)
+    reads = [asyncio.create_task(file.read(1)), asyncio.create_task(file.readline())]
+    await asyncio.sleep(0.01)
+    await file.close()
+    first, second = await asyncio.gather(*reads, return_exceptions=True)
+    assert isinstance(first, OSError)
+    assert first.errno == errno.ECANCELED
+    assert isinstance(second, ValueError)
+    os.close(writer)
 
 
 async def test_modes_and_closed_files(ring: aiouring.AsyncRing, numbers: Path) -> None:

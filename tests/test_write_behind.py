@@ -146,6 +146,19 @@ async def test_a14_an_error_is_told_once_and_the_bytes_are_kept(raw: Failing) ->
     assert aiouring.bytes_written(caught.value) == 0  # of what came since the last flush
 
 
+async def test_several_who_hear_of_an_error(raw: Failing) -> None:
+    """One of those who wait is told; the others find the bytes unwritten still, and are told when they try."""
+    raw.full = 0
+    behind = WriteBehind(raw)
+    for at in range(0, 3 * BLOCK, BLOCK):
+        behind.accept(bytes(BLOCK), at)
+    done = await asyncio.gather(*(behind.flush() for _ in range(4)), return_exceptions=True)
+    assert [type(each) for each in done] == [OSError] * 4
+    raw.full = 1 << 60
+    await behind.finish()
+    assert Path(raw.name).stat().st_size == 3 * BLOCK
+
+
 async def test_an_error_that_solves_itself(raw: Failing) -> None:
     """finish() tries again, and has nothing to tell where that helps."""
     raw.full = 0
