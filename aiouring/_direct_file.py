@@ -82,6 +82,12 @@ class DirectFile(RawFile):
             data: bytes = ffi.buffer(block.memory + start, count)[:] if count else b""
         return data
 
+    async def read_at(self, size: int, offset: int) -> bytes:
+        """As `RawFile.read_at()`."""
+        data = bytes(size)
+        count = await self.read_into(ffi.from_buffer(data), size, offset)
+        return data if count == size else data[:count]
+
     async def read_into(self, memory: Any, size: int, offset: int, start: int = 0) -> int:
         """As `RawFile.read_into()`, with DEPTH blocks in flight."""
         places = iter(self._cut(size - start, offset))

@@ -137,7 +137,7 @@ def open(  # noqa: A001 - the built-in's name, and what it takes
         direct: go around the page cache (O_DIRECT), with registered buffers.  What is read and written need not be
             aligned to anything: what is not, goes through the page cache.
         background: hand each read and write to a worker of the kernel at once, see `AsyncRing.read()`; None does so
-            where it would hold up the loop: on FUSE, and with large blocks that are read ahead.
+            where the file system would hold up the loop: on FUSE.
         flags: more flags for open(2), such as `os.O_NOFOLLOW`.
         dir_fd: an open directory that `path` is relative to.
 

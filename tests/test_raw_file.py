@@ -18,7 +18,7 @@ from conftest import RingFactory, open_files
 from test_examples import mounted
 
 import aiouring
-from aiouring._raw_file import BACKGROUND, PIECE, RawFile
+from aiouring._raw_file import PIECE, RawFile
 from aiouring._request import Request
 
 CONTENT = random.Random(3).randbytes(100_000)
@@ -94,17 +94,15 @@ async def test_g9_short_transfers(ring: aiouring.AsyncRing, numbers: Path, monke
     await raw.aclose()
 
 
-@pytest.mark.parametrize(("background", "expected"), [(None, [False, True]), (False, [False] * 2), (True, [True] * 2)])
+@pytest.mark.parametrize(("background", "expected"), [(None, False), (False, False), (True, True)])
 async def test_what_goes_to_a_worker(
     ring: aiouring.AsyncRing,
     numbers: Path,
     monkeypatch: pytest.MonkeyPatch,
     background: bool | None,
-    expected: list[bool],
+    expected: bool,
 ) -> None:
-    """Large blocks, where the caller has not said otherwise; what is read is the same."""
-    os.truncate(numbers, 2 * BACKGROUND)
-    content = numbers.read_bytes()
+    """What the caller wants there; what is read is the same."""
     raw = RawFile(ring, os.open(numbers, os.O_RDONLY), "numbers", os.O_RDONLY, background=background)
     await raw.look()
     perform = raw._driver.perform
@@ -115,9 +113,9 @@ async def test_what_goes_to_a_worker(
         return await perform(request, prepare, *arguments)
 
     monkeypatch.setattr(raw._driver, "perform", watched)
-    for size in (BACKGROUND - 1, BACKGROUND):
-        assert await raw.read_some(size, 7) == content[7 : size + 7]
-    assert seen == expected
+    assert await raw.read_some(50_000, 7) == CONTENT[7:50_007]
+    assert await raw.read_at(50_000, 7) == CONTENT[7:50_007]
+    assert seen == [expected] * 2
     monkeypatch.undo()
     await raw.aclose()
 

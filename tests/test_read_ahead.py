@@ -13,7 +13,7 @@ import aiouring
 from aiouring._raw_file import PIECE, RawFile
 from aiouring._read_ahead import DEPTH, FIRST, LARGE, ReadAhead
 
-CONTENT = random.Random(6).randbytes(8 * PIECE)
+CONTENT = random.Random(6).randbytes(16 * PIECE)
 
 
 class Watched(RawFile):
