@@ -94,6 +94,18 @@ async def test_g9_short_transfers(ring: aiouring.AsyncRing, numbers: Path, monke
     await raw.aclose()
 
 
+async def test_bytes_that_nobody_has_seen(ring: aiouring.AsyncRing, numbers: Path) -> None:
+    """What reads fill are objects of their own: CPython shares small ones, but not those that are made of a size."""
+    raw = await opened(ring, numbers)
+    for size in (1, 2, 3, 100):
+        assert bytes(size) is not bytes(size)
+        assert await raw.read_at(size, 0) == await raw.read_some(size, 0) == CONTENT[:size]
+        assert bytes(size) == b"\0" * size
+    assert await raw.read_at(0, 0) == b""
+    assert bytes(0) == b""
+    await raw.aclose()
+
+
 @pytest.mark.parametrize(("background", "expected"), [(None, False), (False, False), (True, True)])
 async def test_what_goes_to_a_worker(
     ring: aiouring.AsyncRing,
