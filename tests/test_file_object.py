@@ -1,6 +1,8 @@
 """Tests of what all file objects share: one operation at a time, in the order of the calls."""
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,25 @@ async def test_in_order() -> None:
     await asyncio.wait(tasks)
     assert seen == [0, 0, 1, 1, 3, 3, 4, 4]
     assert order.users == 0
+
+
+@pytest.mark.parametrize("direct", [False, True])
+async def test_i4_freed_by_reference_count(ring: aiouring.AsyncRing, tmp_path: Path, direct: bool) -> None:
+    """A closed file leaves no cycle behind, whatever was in flight for it."""
+    file = await aiouring.open(tmp_path / "file", "w+", direct=direct, ring=ring)
+    gc.disable()
+    try:
+        await file.write("line\n" * 500_000)
+        await file.seek(0)
+        assert await file.readline() == "line\n"
+        assert await file.read(1_000_000) == "line\n" * 200_000
+        seen = [weakref.ref(each) for each in (file, file.buffer, file.buffer._raw)]
+        await file.close()
+        del file
+        await asyncio.sleep(0)
+        assert [each() for each in seen] == [None] * 3
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("mode", ["rb", "r"])
