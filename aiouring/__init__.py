@@ -72,8 +72,8 @@ from aiouring._standing_streams import AcceptStream, PollStream
 from aiouring._stat import StatxResult
 from aiouring._stream_adapter import StreamReader, StreamWriter
 from aiouring._synchronous_ring import Ring
-from aiouring._transport import Transport
 from aiouring._text_file import TextFile
+from aiouring._transport import Transport
 from aiouring._zero_copy_verbs import ZeroCopySent
 
 __version__ = "0.1.0"
