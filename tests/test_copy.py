@@ -10,7 +10,7 @@ from shutil import SameFileError
 
 import pytest
 from conftest import open_files
-from test_examples import mounted
+from file_systems import mounted
 
 import aiouring
 from aiouring._copy import BLOCK

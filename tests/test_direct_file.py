@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_examples import mounted
+from file_systems import mounted
 
 import aiouring
 from aiouring import _direct_file

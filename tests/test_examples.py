@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from file_systems import mounted
 
 import aiouring
 
@@ -583,21 +584,6 @@ def test_copy_wrong_options(options: tuple[str, ...], text: str, tmp_path: Path)
     assert done.returncode == 2
     assert text in done.stderr.splitlines()[-1]
     assert os.listdir(tmp_path) == ["source"]
-
-
-@contextmanager
-def mounted(kind: str, directory: Path, *options: str) -> Iterator[Path]:
-    """A small file system of its own at `directory`; skips the test without the right to mount."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    directory.mkdir()
-    done = subprocess.run(["mount", "-t", kind, *options, "none", str(directory)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"cannot mount {kind}: {done.stderr.strip()}")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", str(directory)], check=True)
 
 
 @direct_or_not

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import RESTRICTED, RingFactory
-from test_examples import mounted
+from file_systems import mounted
 
 import aiouring
 from aiouring import Restrictions

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import RingFactory, open_files
-from test_examples import mounted
+from file_systems import mounted
 
 import aiouring
 from aiouring._raw_file import PIECE, RawFile
