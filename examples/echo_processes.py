@@ -40,7 +40,9 @@ async def serve(host: str, port: int) -> None:
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C goes to all of us: the first process tells us
     async with await aiouring.start_server(echo, host, port, reuse_port=True) as server:
-        print(f"process {os.getpid()} listens on port {server.sockets[0].getsockname()[1]}", flush=True)
+        line = f"process {os.getpid()} listens on port {server.sockets[0].getsockname()[1]}\n"
+        sys.stdout.write(line)  # in one piece, as print() need not: two processes write to one pipe
+        sys.stdout.flush()
         await stop.wait()
         server.close()
         server.close_clients()

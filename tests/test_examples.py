@@ -75,7 +75,7 @@ def serving(*options: str, files: int = 1024) -> Iterator[tuple["subprocess.Pope
             assert process.stdout is not None
             line = process.stdout.readline()
             found = re.fullmatch(r"listening on (\S+):(\d+)\n", line)
-            assert found, (line, process.stderr and process.stderr.read())
+            assert found, line
             yield process, (found[1], int(found[2]))
         finally:
             process.kill()
@@ -444,16 +444,18 @@ def test_processes_share_a_port(number: signal.Signals) -> None:
                 [sys.executable, "-W", "error", str(EXAMPLES / "echo_processes.py"), "--processes", "2", "--port", "0"],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},  # print() would write a line's end by itself
                 text=True,
             )
         )
         stack.callback(process.kill)
         assert process.stdout is not None
-        found = [re.fullmatch(r"process (\d+) listens on port (\d+)\n", process.stdout.readline()) for _ in range(2)]
+        lines = [process.stdout.readline() for _ in range(2)]
+        found = [re.fullmatch(r"process (\d+) listens on port (\d+)\n", line) for line in lines]
         pids = [int(line[1]) for line in found if line]
         ports = {int(line[2]) for line in found if line}
-        assert len(set(pids)) == 2, process.stderr and process.stderr.read()
-        assert len(ports) == 1
+        assert len(set(pids)) == 2, lines
+        assert len(ports) == 1, lines
         before = [sockets_of(pid) for pid in pids]
         connections = [stack.enter_context(connect(("127.0.0.1", min(ports)))) for _ in range(64)]
         for connection in connections:
