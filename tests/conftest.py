@@ -11,6 +11,7 @@ import asyncio
 import gc
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -202,6 +203,25 @@ def check_idle(ring: aiouring.AsyncRing) -> None:
         if title in lines:
             following = lines[lines.index(title) + 1 :][:1]
             assert not following or following[0].endswith(":") or not following[0].startswith(" "), lines
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """The reading and the writing end of a pipe."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two connected stream sockets that do not block."""
+    ends = socket.socketpair()
+    with ends[0], ends[1]:
+        for end in ends:
+            end.setblocking(False)
+        yield ends
 
 
 @pytest.fixture(params=PROFILES)

@@ -17,14 +17,6 @@ Pair = tuple[socket.socket, socket.socket]
 
 
 @pytest.fixture
-def pair() -> Iterator[Pair]:
-    """Two connected stream sockets: the test receives from the first and sends to the second."""
-    receiving, sending = socket.socketpair()
-    with receiving, sending:
-        yield receiving, sending
-
-
-@pytest.fixture
 def datagrams() -> Iterator[Pair]:
     """Two connected datagram sockets."""
     receiving, sending = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)

@@ -24,14 +24,6 @@ def ring(profile: TaskRun) -> Iterator[Ring]:
         yield made
 
 
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """Two connected stream sockets: the test receives from the first and sends to the second."""
-    receiving, sending = socket.socketpair()
-    with receiving, sending:
-        yield receiving, sending
-
-
 def receive(ring: Ring, group: aiouring.BufferRing, pair: Pair, data: bytes = b"data") -> aiouring.ProvidedBuffer:
     """Send one message, and receive what is there."""
     pair[1].send(data)

@@ -18,14 +18,6 @@ Pair = tuple[socket.socket, socket.socket]
 
 
 @pytest.fixture
-def pair() -> Iterator[Pair]:
-    """Two connected stream sockets: the test receives from the first and sends to the second."""
-    receiving, sending = socket.socketpair()
-    with receiving, sending:
-        yield receiving, sending
-
-
-@pytest.fixture
 def connection() -> Iterator[Pair]:
     """Two ends of a TCP connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:

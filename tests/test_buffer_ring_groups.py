@@ -22,14 +22,6 @@ Pair = tuple[socket.socket, socket.socket]
 
 
 @pytest.fixture
-def pair() -> Iterator[Pair]:
-    """Two connected stream sockets: the test receives from the first and sends to the second."""
-    receiving, sending = socket.socketpair()
-    with receiving, sending:
-        yield receiving, sending
-
-
-@pytest.fixture
 def register_calls() -> Iterator[list[int]]:
     """The opcodes of all io_uring_register() calls of the test."""
     calls: list[int] = []

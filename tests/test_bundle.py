@@ -4,7 +4,6 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Iterator
 from random import Random
 
 import pytest
@@ -16,17 +15,6 @@ from aiouring._provided_buffer import private_copy
 from aiouring._uring import ffi, lib
 
 Pair = tuple[socket.socket, socket.socket]
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """Two connected sockets that do not block."""
-    ends = socket.socketpair()
-    for end in ends:
-        end.setblocking(False)
-    yield ends
-    for end in ends:
-        end.close()
 
 
 async def test_several_buffers_are_one_chunk(ring: aiouring.AsyncRing, pair: Pair) -> None:

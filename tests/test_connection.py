@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import socket
-from collections.abc import Iterator
 from random import Random
 
 import pytest
@@ -13,17 +12,6 @@ import aiouring
 from aiouring import Connection
 
 Pair = tuple[socket.socket, socket.socket]
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """Two connected sockets that do not block."""
-    ends = socket.socketpair()
-    for end in ends:
-        end.setblocking(False)
-    yield ends
-    for end in ends:
-        end.close()
 
 
 async def test_echo(ring: aiouring.AsyncRing) -> None:

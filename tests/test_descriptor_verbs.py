@@ -4,7 +4,6 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -17,15 +16,6 @@ from aiouring._uring import lib
 
 Pipe = tuple[int, int]
 DATA = Random(4).randbytes(20_000)
-
-
-@pytest.fixture
-def pipe() -> Iterator[Pipe]:
-    """A pipe."""
-    reader, writer = os.pipe()
-    yield reader, writer
-    os.close(reader)
-    os.close(writer)
 
 
 async def test_splice_from_file_to_file(ring: aiouring.AsyncRing, pipe: Pipe, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import contextlib
 import os
 import random
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,6 @@ from conftest import RingFactory
 import aiouring
 
 Pair = tuple[socket.socket, socket.socket]
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """Two connected stream sockets."""
-    first, second = socket.socketpair()
-    with first, second:
-        yield first, second
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """The reading and the writing end of a pipe."""
-    reader, writer = os.pipe()
-    yield reader, writer
-    os.close(reader)
-    os.close(writer)
 
 
 async def cancelled(task: "asyncio.Task[object]") -> bool:

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,15 +20,6 @@ def numbers(tmp_path: Path) -> Path:
     path = tmp_path / "numbers"
     path.write_bytes(random.Random(1).randbytes(100_000))
     return path
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """The reading and the writing end of a pipe."""
-    reader, writer = os.pipe()
-    yield reader, writer
-    os.close(reader)
-    os.close(writer)
 
 
 async def test_read_at_an_offset_and_at_the_position(ring: aiouring.AsyncRing, numbers: Path) -> None:

@@ -25,15 +25,6 @@ def number(tmp_path: Path) -> Iterator[int]:
     os.close(made)
 
 
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """The reading and the writing end of a pipe."""
-    reader, writer = os.pipe()
-    yield reader, writer
-    os.close(reader)
-    os.close(writer)
-
-
 async def test_write_then_flush(ring: AsyncRing, number: int) -> None:
     """The example: both are done, in one submission, and each has its result."""
     enters = ring.statistics().enters

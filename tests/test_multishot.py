@@ -4,7 +4,6 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Iterator
 from random import Random
 
 import pytest
@@ -13,17 +12,6 @@ from conftest import RingFactory
 import aiouring
 
 Pair = tuple[socket.socket, socket.socket]
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """Two connected sockets that do not block."""
-    ends = socket.socketpair()
-    for end in ends:
-        end.setblocking(False)
-    yield ends
-    for end in ends:
-        end.close()
 
 
 async def test_one_request_for_many_chunks(ring: aiouring.AsyncRing, pair: Pair) -> None:

@@ -5,7 +5,6 @@ import errno
 import os
 import select
 import socket
-from collections.abc import Iterator
 
 import pytest
 from simulated_kernel import STOPPED, CancelOutcome
@@ -19,17 +18,6 @@ from aiouring._uring import lib
 Pair = tuple[socket.socket, socket.socket]
 
 pytestmark = pytest.mark.needs("multishot poll")
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """Two connected sockets that do not block."""
-    ends = socket.socketpair()
-    for end in ends:
-        end.setblocking(False)
-    yield ends
-    for end in ends:
-        end.close()
 
 
 async def test_events_of_one_request(ring: aiouring.AsyncRing, pair: Pair) -> None:

@@ -6,7 +6,7 @@ import os
 import random
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,6 @@ def numbers(tmp_path: Path) -> Path:
     path = tmp_path / "numbers"
     path.write_bytes(CONTENT)
     return path
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """A pipe's two ends."""
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import socket
-from collections.abc import Iterator
 
 import pytest
 from conftest import RingFactory
@@ -12,17 +11,6 @@ import aiouring
 from aiouring import _features
 
 Pair = tuple[socket.socket, socket.socket]
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """Two connected sockets that do not block."""
-    ends = socket.socketpair()
-    for end in ends:
-        end.setblocking(False)
-    yield ends
-    for end in ends:
-        end.close()
 
 
 async def test_async_for_until_the_end(ring: aiouring.AsyncRing, pair: Pair) -> None:

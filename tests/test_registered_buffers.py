@@ -4,22 +4,12 @@ import asyncio
 import gc
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import RingFactory
 
 import aiouring
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """A pipe's reading and writing end."""
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
 
 
 async def settle(ring: aiouring.AsyncRing) -> None:

@@ -16,15 +16,6 @@ from aiouring._setup import TaskRun
 
 
 @pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """A pipe's reading and writing end."""
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
-
-
-@pytest.fixture
 def unpinnable(tmp_path: Path) -> Iterator[mmap.mmap]:
     """Memory that Python can write to and the kernel cannot pin: a shared mapping of a real file."""
     (tmp_path / "mapped").write_bytes(bytes(8192))

@@ -1,24 +1,12 @@
 """Tests of the verbs that register things: one table of buffers, many groups, and what is refused."""
 
 import socket
-from collections.abc import Iterator
 
 import pytest
 
 import aiouring
 
 Pair = tuple[socket.socket, socket.socket]
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """Two connected sockets that do not block."""
-    ends = socket.socketpair()
-    for end in ends:
-        end.setblocking(False)
-    yield ends
-    for end in ends:
-        end.close()
 
 
 async def test_several_groups(ring: aiouring.AsyncRing, pair: Pair) -> None:

@@ -23,15 +23,6 @@ class Memory(bytearray):
     """A bytearray that can be watched going away."""
 
 
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """A pipe's reading and writing end."""
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
-
-
 async def settle(ring: aiouring.AsyncRing) -> None:
     """Let every task run until it waits, and the kernel see what was queued."""
     for _ in range(3):

@@ -30,15 +30,6 @@ def ring(profile: TaskRun) -> Iterator[Ring]:
         yield made
 
 
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """A pipe, its reading end first."""
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
-
-
 def nops(ring: Ring, *numbers: int) -> None:
     """Prepare one nop for each number."""
     for number in numbers:

@@ -22,15 +22,6 @@ def ring(profile: TaskRun) -> Iterator[Ring]:
         yield made
 
 
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """A pipe, its reading end first."""
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
-
-
 def test_h2_descriptor_closed_before_submission(ring: Ring) -> None:
     """A number that was closed and given to another file in between reaches neither: EBADF."""
     secret = b"another connection's"

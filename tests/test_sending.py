@@ -4,7 +4,6 @@ import asyncio
 import gc
 import socket
 import sys
-from collections.abc import Iterator
 from random import Random
 
 import pytest
@@ -16,17 +15,6 @@ from aiouring._driver import GRAVEYARD
 from aiouring._sending import Sending
 
 Pair = tuple[socket.socket, socket.socket]
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """Two connected sockets that do not block."""
-    ends = socket.socketpair()
-    for end in ends:
-        end.setblocking(False)
-    yield ends
-    for end in ends:
-        end.close()
 
 
 async def receive_all(sock: socket.socket, size: int) -> bytes:

@@ -5,7 +5,6 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
 
 import pytest
 from conftest import RingFactory
@@ -15,14 +14,6 @@ from aiouring import _socket_verbs
 from aiouring._uring import lib
 
 Pair = tuple[socket.socket, socket.socket]
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """Two connected stream sockets."""
-    first, second = socket.socketpair()
-    with first, second:
-        yield first, second
 
 
 def listening(family: socket.AddressFamily = socket.AF_INET) -> socket.socket:

@@ -122,15 +122,6 @@ def test_closing_unregisters(ring: Ring) -> None:
 # ---- what the ring holds, hands over, and closes ---------------------------------------------------
 
 
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """A pipe, its reading end first."""
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
-
-
 def test_python_buffers(ring: Ring, pipe: tuple[int, int]) -> None:
     """Any buffer of Python's will do: bytes to write, a bytearray or a slice of one to read into."""
     memory = bytearray(8)

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,6 @@ from aiouring._fixed_buffer import Vector
 from aiouring._setup import TaskRun
 from aiouring._uring import ffi
 from aiouring._vector_verbs import scatter
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """A pipe's reading and writing end."""
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
 
 
 async def settle(ring: aiouring.AsyncRing) -> None:
