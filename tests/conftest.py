@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import uvloop
+from injected_faults import real_register, replaced
 from registered_slots import agrees
 
 import aiouring
@@ -179,6 +180,12 @@ def oracle(request: pytest.FixtureRequest) -> Iterator[None]:
     assert until(lambda: threading.active_count() <= threads), f"still running: {threading.enumerate()}"
 
 
+async def settle(ring: aiouring.AsyncRing) -> None:
+    """Let every task run until it waits, the kernel see what was queued, and its tags arrive."""
+    for _ in range(3):
+        await ring.nop()
+
+
 def check_idle(ring: aiouring.AsyncRing) -> None:
     """The oracle's part that looks into an open ring: nothing in flight, every buffer where it belongs."""
     driver = ring._driver
@@ -222,6 +229,19 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         for end in ends:
             end.setblocking(False)
         yield ends
+
+
+@pytest.fixture
+def register_calls() -> Iterator[list[int]]:
+    """The opcodes of all io_uring_register() calls of the test."""
+    calls: list[int] = []
+
+    def spy(fd: int, opcode: int, argument: Any, count: int) -> int:
+        calls.append(opcode)
+        return real_register(fd, opcode, argument, count)
+
+    with replaced(do_register=spy):
+        yield calls
 
 
 @pytest.fixture(params=PROFILES)

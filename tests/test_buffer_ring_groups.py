@@ -6,7 +6,6 @@ import gc
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,6 @@ from aiouring._setup import TaskRun
 from aiouring._uring import ffi, lib
 
 Pair = tuple[socket.socket, socket.socket]
-
-
-@pytest.fixture
-def register_calls() -> Iterator[list[int]]:
-    """The opcodes of all io_uring_register() calls of the test."""
-    calls: list[int] = []
-    real = lib.au_kernel.do_register
-
-    def spy(fd: int, opcode: int, argument: Any, count: int) -> int:
-        calls.append(opcode)
-        return int(real(fd, opcode, argument, count))
-
-    callback = ffi.callback("int(int, unsigned, void *, unsigned)", spy)
-    lib.au_kernel.do_register = callback
-    yield calls
-    lib.au_kernel.do_register = real
 
 
 def exchange(ring: Ring, group: aiouring.BufferRing, pair: Pair, data: bytes) -> None:

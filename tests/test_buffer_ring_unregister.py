@@ -2,32 +2,15 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
 from conftest import RingFactory, open_files
 
 import aiouring
-from aiouring._uring import ffi, lib
+from aiouring._uring import lib
 
 Pair = tuple[socket.socket, socket.socket]
-
-
-@pytest.fixture
-def register_calls() -> Iterator[list[int]]:
-    """The opcodes of all io_uring_register() calls of the test."""
-    calls: list[int] = []
-    real = lib.au_kernel.do_register
-
-    def spy(fd: int, opcode: int, argument: Any, count: int) -> int:
-        calls.append(opcode)
-        return int(real(fd, opcode, argument, count))
-
-    callback = ffi.callback("int(int, unsigned, void *, unsigned)", spy)
-    lib.au_kernel.do_register = callback
-    yield calls
-    lib.au_kernel.do_register = real
 
 
 # ---- D11: a group that goes away ---------------------------------------------------------------

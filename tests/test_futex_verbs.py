@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import RingFactory
+from conftest import RingFactory, settle
 
 import aiouring
 from aiouring import AsyncRing
@@ -22,12 +22,6 @@ def shared() -> Iterator[mmap.mmap]:
     """A page that processes can share."""
     with mmap.mmap(-1, mmap.PAGESIZE) as made:
         yield made
-
-
-async def settle(ring: AsyncRing) -> None:
-    """Let every task run until it waits, and the kernel see what was queued."""
-    for _ in range(3):
-        await ring.nop()
 
 
 @pytest.mark.parametrize("private", [False, True])

@@ -7,16 +7,9 @@ import random
 from pathlib import Path
 
 import pytest
-from conftest import RingFactory
+from conftest import RingFactory, settle
 
 import aiouring
-
-
-async def settle(ring: aiouring.AsyncRing) -> None:
-    """Let every task run until it waits, and the kernel see what was queued."""
-    for _ in range(3):
-        await ring.nop()
-
 
 # ---- lending -----------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import RingFactory
+from conftest import RingFactory, settle
 
 import aiouring
 from aiouring._uring import ffi, lib
@@ -41,12 +41,6 @@ def answers() -> Iterator[list[Answer]]:
 def refusing(opcode: int, code: int) -> Answer:
     """A kernel that refuses one kind of registration."""
     return lambda asked, *_: code if asked == opcode else None
-
-
-async def settle(ring: aiouring.AsyncRing) -> None:
-    """Let the kernel see what was queued, and its tags arrive."""
-    for _ in range(3):
-        await ring.nop()
 
 
 @pytest.mark.parametrize("code", [-errno.EPERM, -errno.ENOMEM, -errno.EFAULT, -errno.EINVAL])

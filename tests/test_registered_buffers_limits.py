@@ -4,31 +4,13 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from conftest import RingFactory, open_files, pinned_kilobytes
 
 import aiouring
-from aiouring._uring import ffi, lib
-
-
-@pytest.fixture
-def register_calls() -> Iterator[list[int]]:
-    """The opcodes of all io_uring_register() calls of the test."""
-    calls: list[int] = []
-    real = lib.au_kernel.do_register
-
-    def spy(fd: int, opcode: int, argument: Any, count: int) -> int:
-        calls.append(opcode)
-        return int(real(fd, opcode, argument, count))
-
-    callback = ffi.callback("int(int, unsigned, void *, unsigned)", spy)
-    lib.au_kernel.do_register = callback
-    yield calls
-    lib.au_kernel.do_register = real
-
+from aiouring._uring import lib
 
 SIZES: list[tuple[Any, Any, type[Exception], str]] = [
     (0, 1, ValueError, "count=0 is outside 1 to 16384"),

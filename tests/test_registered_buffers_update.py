@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import settle
 
 import aiouring
 from aiouring import Opcode, Ring
@@ -24,12 +25,6 @@ def unpinnable(tmp_path: Path) -> Iterator[mmap.mmap]:
             pytest.skip(f"{tmp_path} is not on a disk's file system")
         with mmap.mmap(file.fileno(), 8192) as mapping:
             yield mapping
-
-
-async def settle(ring: aiouring.AsyncRing) -> None:
-    """Let every task run until it waits, and the kernel see what was queued."""
-    for _ in range(3):
-        await ring.nop()
 
 
 # ---- sparse ------------------------------------------------------------------------------------

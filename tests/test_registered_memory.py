@@ -26,25 +26,9 @@ from aiouring._registered_memory import (
     pinned_bytes,
     registration_error,
 )
-from aiouring._uring import ffi, lib
+from aiouring._uring import lib
 
 PAGE = mmap.PAGESIZE
-
-
-@pytest.fixture
-def register_calls() -> Iterator[list[int]]:
-    """The opcodes of all io_uring_register() calls of the test."""
-    calls: list[int] = []
-    real = lib.au_kernel.do_register
-
-    def spy(fd: int, opcode: int, argument: Any, count: int) -> int:
-        calls.append(opcode)
-        return int(real(fd, opcode, argument, count))
-
-    callback = ffi.callback("int(int, unsigned, void *, unsigned)", spy)
-    lib.au_kernel.do_register = callback
-    yield calls
-    lib.au_kernel.do_register = real
 
 
 # ---- the caller's memory -----------------------------------------------------------------------

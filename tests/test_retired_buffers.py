@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Iterator
 
 import pytest
-from conftest import RingFactory
+from conftest import RingFactory, settle
 from injected_faults import replaced
 
 import aiouring
@@ -21,12 +21,6 @@ from aiouring._uring import ffi, lib
 
 class Memory(bytearray):
     """A bytearray that can be watched going away."""
-
-
-async def settle(ring: aiouring.AsyncRing) -> None:
-    """Let every task run until it waits, and the kernel see what was queued."""
-    for _ in range(3):
-        await ring.nop()
 
 
 # ---- on a loop ---------------------------------------------------------------------------------

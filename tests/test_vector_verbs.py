@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+from conftest import settle
 
 import aiouring
 from aiouring import Opcode, Ring, _features
@@ -14,12 +15,6 @@ from aiouring._fixed_buffer import Vector
 from aiouring._setup import TaskRun
 from aiouring._uring import ffi
 from aiouring._vector_verbs import scatter
-
-
-async def settle(ring: aiouring.AsyncRing) -> None:
-    """Let every task run until it waits, and the kernel see what was queued."""
-    for _ in range(3):
-        await ring.nop()
 
 
 async def test_ranges_are_filled_in_order(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
