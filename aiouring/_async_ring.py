@@ -135,7 +135,7 @@ class AsyncRing(
         return f"<AsyncRing fd={self._ring.fd} in_flight={len(self._driver.inflight)}>"
 
     async def __aenter__(self) -> Self:
-        self._bound()
+        self._bound_or_closed()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -149,6 +149,16 @@ class AsyncRing(
                 raise RingClosedError("the ring has been closed")
             driver = self._driver = Driver(self._ring, asyncio.get_running_loop(), self._cancel_timeout)
         return driver
+
+    def _bound_or_closed(self) -> None:
+        """Bind the ring, or close it at once: its descriptor would live as long as the exception."""
+        try:
+            self._bound()
+        except BaseException:
+            if self._driver is None:
+                self._closed = True
+                self._ring.close()
+            raise
 
     async def aclose(self) -> None:
         """Cancel everything, wait for its end (`close_timeout` bounds that), and close; idempotent.

@@ -66,7 +66,7 @@ def default_ring() -> AsyncRing:
     kept: _Kept | None = getattr(loop, _ATTRIBUTE, None)
     if kept is None or kept.ring._closed or kept.ring._closing is not None:
         ring = AsyncRing()
-        ring._bound()
+        ring._bound_or_closed()
         kept = _Kept(ring)
         setattr(loop, _ATTRIBUTE, kept)
     return kept.ring

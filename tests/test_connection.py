@@ -79,7 +79,7 @@ async def test_close_sends_what_was_written(ring: aiouring.AsyncRing, pair: Pair
 
 
 @pytest.mark.parametrize("way", ["abort", "cancelled close", "exception"])
-async def test_a_peer_that_never_reads(ring: aiouring.AsyncRing, pair: Pair, way: str) -> None:
+async def test_h5_a_peer_that_never_reads(ring: aiouring.AsyncRing, pair: Pair, way: str) -> None:
     """A connection whose peer does not read is closed by abort(), by cancelling aclose(), or by an exception."""
     group = ring.register_buffer_ring(count=4, size=64)
     connection = Connection(ring, pair[0], group)

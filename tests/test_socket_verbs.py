@@ -60,7 +60,7 @@ async def test_connect_unix_and_names(ring: aiouring.AsyncRing, tmp_path: "os.Pa
     await asyncio.get_running_loop().shutdown_default_executor()
 
 
-async def test_connect_refused(ring: aiouring.AsyncRing) -> None:
+async def test_h6_connect_refused(ring: aiouring.AsyncRing) -> None:
     """A refused connection is ConnectionRefusedError."""
     with listening() as listener:
         address = listener.getsockname()
@@ -68,8 +68,8 @@ async def test_connect_refused(ring: aiouring.AsyncRing) -> None:
         await ring.connect(client, address)
 
 
-async def test_send_all_of_a_lot(ring: aiouring.AsyncRing, pair: Pair) -> None:
-    """send_all waits for room until everything is out; the receiver sees the same bytes (H5)."""
+async def test_h5_send_all_of_a_lot(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """send_all waits for room until everything is out; the receiver sees the same bytes."""
     left, right = pair
     payload = os.urandom(3_000_001)
     received = bytearray()

@@ -195,7 +195,7 @@ async def test_groups_that_are_none(ring: AsyncRing) -> None:
     left.close()
 
 
-async def test_a_transports_socket_is_refused(ring: AsyncRing) -> None:
+async def test_h10_a_transports_socket_is_refused(ring: AsyncRing) -> None:
     """One owner for each socket: what a transport shows of it, or the socket it was made of, is nobody else's."""
     group = ring.register_buffer_ring(count=4, size=64)
     ours, theirs = socket.socketpair()
