@@ -161,7 +161,10 @@ async def create_unix_connection(
     group: BufferRing | None = None,
     max_pending: int | None = None,
 ) -> tuple[Transport, P]:
-    """Connect to the Unix socket at `path`, and run a protocol on the connection; see `create_connection()`."""
+    """Connect to the Unix socket at `path`, and run a protocol on the connection; see `create_connection()`.
+
+    Since Linux 6.0.  See unix(7).
+    """
     connection = await open_unix_connection(path, ring=ring, group=group, max_pending=max_pending)
     return await _with_protocol(connection, protocol_factory)
 
