@@ -28,6 +28,7 @@ import pytest_asyncio
 import uvloop
 from injected_faults import real_register, replaced
 from registered_slots import agrees
+from socket_ends import KINDS, make_ends
 
 import aiouring
 from aiouring._driver import GRAVEYARD, LIVE
@@ -186,6 +187,19 @@ async def settle(ring: aiouring.AsyncRing) -> None:
         await ring.nop()
 
 
+async def turns(count: int = 5) -> None:
+    """Let the loop turn a few times."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def echo(connection: aiouring.Connection) -> None:
+    """A server's handler: send everything back."""
+    async for chunk in connection:
+        connection.write(chunk)
+        await connection.drain()
+
+
 def check_idle(ring: aiouring.AsyncRing) -> None:
     """The oracle's part that looks into an open ring: nothing in flight, every buffer where it belongs."""
     driver = ring._driver
@@ -229,6 +243,12 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         for end in ends:
             end.setblocking(False)
         yield ends
+
+
+@pytest.fixture(params=KINDS)
+def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two connected sockets, of every kind that has messages or addresses."""
+    yield from make_ends(request.param, tmp_path)
 
 
 @pytest.fixture

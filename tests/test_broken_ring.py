@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from conftest import turns
 from injected_faults import ENTER, forbidden, real_enter, replaced, run_python
 
 from aiouring import AsyncRing, Connection, Transport
@@ -28,12 +29,6 @@ def silent(caplog: pytest.LogCaptureFixture) -> None:
 async def outcomes(*verbs: Any) -> list[Any]:
     """What each verb returns or raises."""
     return await asyncio.wait_for(asyncio.gather(*verbs, return_exceptions=True), 20)
-
-
-async def turns(count: int = 5) -> None:
-    """Let the loop turn a few times."""
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 @asynccontextmanager

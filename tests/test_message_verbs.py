@@ -12,18 +12,12 @@ from typing import Any
 
 import pytest
 from conftest import RingFactory, open_files
-from socket_ends import KINDS, Pair, make_ends
+from socket_ends import Pair, make_ends
 
 import aiouring
 from aiouring._request import Kept
 
 RIGHTS = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
-
-
-@pytest.fixture(params=KINDS)
-def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
-    """Two connected sockets of every kind that has messages or addresses."""
-    yield from make_ends(request.param, tmp_path)
 
 
 @pytest.fixture

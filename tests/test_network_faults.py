@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import open_files, until
+from conftest import echo, open_files, until
 from injected_faults import Failing, real_register, real_setup, replaced, run_python
 
 import aiouring
@@ -26,13 +26,6 @@ from aiouring._setup import TaskRun
 from aiouring._uring import lib
 
 HOST = "127.0.0.1"
-
-
-async def echo(connection: Connection) -> None:
-    """Send everything back."""
-    async for chunk in connection:
-        connection.write(chunk)
-        await connection.drain()
 
 
 async def echo_lines(connection: Connection) -> None:
@@ -101,7 +94,7 @@ async def test_h6_a_connect_that_nobody_answers(ring: AsyncRing) -> None:
 CUT_OFF = """
 import asyncio, socket, subprocess, sys, time, uvloop
 import aiouring
-from test_network_faults import echo
+from conftest import echo
 
 def lo(state):
     subprocess.run(["ip", "link", "set", "lo", state], check=True)

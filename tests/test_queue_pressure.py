@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from conftest import RingFactory
+from conftest import RingFactory, turns
 from injected_faults import Failing, real_enter, replaced
 
 import aiouring
@@ -21,12 +21,6 @@ TRANSIENT = [errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ENOMEM]
 async def outcomes(*verbs: Any, seconds: float = 20) -> list[Any]:
     """What each verb returns or raises."""
     return await asyncio.wait_for(asyncio.gather(*verbs, return_exceptions=True), seconds)
-
-
-async def turns(count: int = 5) -> None:
-    """Let the loop turn a few times."""
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 # ---- full queues -----------------------------------------------------------------------------------

@@ -10,19 +10,13 @@ from pathlib import Path
 
 import pytest
 from conftest import RingFactory
-from socket_ends import KINDS, Pair, make_ends
+from socket_ends import Pair, make_ends
 
 import aiouring
 from aiouring._received_message import message_of
 from aiouring._request import Kept
 
 ROOM = socket.CMSG_SPACE(4)
-
-
-@pytest.fixture(params=KINDS)
-def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
-    """Two connected sockets of every kind that has messages or addresses."""
-    yield from make_ends(request.param, tmp_path)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from random import Random
 
 import pytest
 from conftest import RingFactory, open_files, until
-from socket_ends import KINDS, Pair, make_ends
+from socket_ends import Pair, make_ends
 
 import aiouring
 from aiouring._receiving_messages import room_for
@@ -24,12 +24,6 @@ from aiouring._receiving_messages import room_for
 RIGHTS = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
 IP_PKTINFO = 8  # the socket module has it since Python 3.12
 ROOM = socket.CMSG_SPACE(4)
-
-
-@pytest.fixture(params=KINDS)
-def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
-    """Two connected sockets of every kind that has messages or addresses."""
-    yield from make_ends(request.param, tmp_path)
 
 
 @pytest.fixture

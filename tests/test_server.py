@@ -14,19 +14,12 @@ from typing import Any
 
 import pytest
 import uvloop
-from conftest import RingFactory, open_files
+from conftest import RingFactory, echo, open_files
 
 import aiouring
 from aiouring import AsyncRing, Connection, Server, open_connection, open_unix_connection, start_server
 
 HOST = "127.0.0.1"
-
-
-async def echo(connection: Connection) -> None:
-    """Send everything back."""
-    async for chunk in connection:
-        connection.write(chunk)
-        await connection.drain()
 
 
 async def never(connection: Connection) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from conftest import RingFactory, open_files
+from conftest import RingFactory, echo, open_files
 from tls_certificates import AUTHORITY, NAME, client_context, server_context
 
 import aiouring
@@ -28,13 +28,6 @@ from aiouring import (
 )
 
 HOST = "127.0.0.1"
-
-
-async def echo(connection: Connection) -> None:
-    """Send everything back."""
-    async for chunk in connection:
-        connection.write(chunk)
-        await connection.drain()
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from conftest import echo
 from tls_certificates import AUTHORITY, NAME, certificate, client_context, server_context
 
 from aiouring import AsyncRing, Connection, Server, StreamReader, StreamWriter, open_connection, start_server
@@ -36,13 +37,6 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 def in_thread(pool: ThreadPoolExecutor, what: Callable[[], T]) -> "asyncio.Future[T]":
     """What `what()` returns, called in a thread."""
     return asyncio.get_running_loop().run_in_executor(pool, what)
-
-
-async def echo(connection: Connection) -> None:
-    """Send everything back, then close-notify."""
-    async for chunk in connection:
-        connection.write(chunk)
-        await connection.drain()
 
 
 @asynccontextmanager

@@ -11,17 +11,11 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from conftest import open_files, until
+from conftest import open_files, turns, until
 from injected_faults import Failing, no_more_descriptors, real_enter, replaced, run_python
 
 import aiouring
 from aiouring._setup import TaskRun
-
-
-async def turns(count: int = 5) -> None:
-    """Let the loop turn a few times."""
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 async def test_e12_no_descriptor_for_the_eventfd(profile: TaskRun) -> None:
