@@ -330,3 +330,60 @@ FORGIVEN = {lib.AU_UNREGISTER_EVENTFD, lib.AU_UNREGISTER_PBUF_RING, lib.AU_UNREG
 def same_files(files: dict[int, str]) -> bool:
     """Whether these are the descriptors that are open."""
     return set(open_files()) == set(files)
+
+
+SWEPT = """
+import asyncio, gc, os, sys, uvloop
+import aiouring
+from conftest import open_files, until
+from test_network_faults import same_files, talk
+
+async def everything():
+    async with aiouring.AsyncRing(task_run=sys.argv[2]) as ring:
+        with ring.register_buffers(count=1, size=64), ring.register_files_sparse(4):
+            await talk(ring)
+
+async def main():
+    aiouring.probe()
+    files = open_files()
+    os.access("here", 0)
+    outcome = (await asyncio.gather(everything(), return_exceptions=True))[0]
+    os.access("there", 0)
+    if not until(lambda: same_files(files), 2):
+        print("left open:", set(open_files().items()) - set(files.items()))
+    print("refused" if isinstance(outcome, OSError | MemoryError) else repr(outcome))
+
+with asyncio.Runner(loop_factory=uvloop.new_event_loop if sys.argv[1] == "uvloop" else None) as runner:
+    runner.run(main())
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("name", ["eventfd2", "mmap", "epoll_ctl"])
+def test_e11_each_system_call_fails_once(profile: TaskRun, name: str, loop: str, tmp_path: Path) -> None:
+    """Each mmap(), eventfd() and so on of a ring with a server and a connection fails once: it says so, or goes on."""
+    if not shutil.which("strace"):
+        pytest.skip("strace is not installed")
+    if (name, loop) == ("epoll_ctl", "uvloop"):
+        pytest.skip("libuv ends the process where epoll_ctl() fails")
+    log = tmp_path / "log"
+    trace = ("strace", "-qq", "-o", str(log), "-e", f"trace=faccessat2,access,{name}")
+
+    def run(*more: str) -> "subprocess.CompletedProcess[str]":
+        done = run_python(SWEPT, loop, profile, before=(*trace, *more), strict=False)
+        if "ptrace" in done.stderr:
+            pytest.skip(f"strace may not trace here: {done.stderr.strip()}")
+        return done
+
+    done = run()
+    assert done.stdout == "None\n", (done.stdout, done.stderr)
+    calls = log.read_text().splitlines()
+    start = next(number for number, line in enumerate(calls) if '"here"' in line)
+    end = next(number for number, line in enumerate(calls) if '"there"' in line)
+    before = sum(line.startswith(name) for line in calls[:start])
+    within = sum(line.startswith(name) for line in calls[start:end])
+    assert within, f"no {name} in what is tested"
+    for number in range(before + 1, before + within + 1):
+        done = run("-e", f"inject={name}:error=ENOMEM:when={number}")
+        assert done.returncode == 0, (number, done.stderr)
+        assert done.stdout in ("refused\n", "None\n"), (number, done.stdout, done.stderr)
