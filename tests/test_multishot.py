@@ -44,6 +44,26 @@ async def test_back_pressure_and_going_on(ring: aiouring.AsyncRing, pair: Pair) 
     assert group.statistics().in_use == 0
 
 
+async def test_resumed_before_the_cancel_came_back(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """Who takes all while the kernel is being told to stop gets what comes next, in order, without a stall."""
+    group = ring.register_buffer_ring(count=16, size=4096)  # so that the kernel is stopped, and not by its own count
+    overtaken = 0
+    async with ring.recv_multishot(pair[0], group, max_pending=1) as stream:
+        for first in range(0, 300, 3):
+            for count in (1, 2):
+                pair[1].send(b"%08d" % (first + count - 1))
+                while not stream._receiving._stopping and stream.pending < count:
+                    await asyncio.sleep(0)
+            overtaken += stream._receiving._stopping
+            for message in range(first, first + 3):
+                if message == first + 2:  # all is taken, and the cancel is on its way
+                    pair[1].send(b"%08d" % message)
+                async with asyncio.timeout(5):
+                    with await anext(stream) as chunk:
+                        assert bytes(chunk.view) == b"%08d" % message
+    assert overtaken > 50, "this did not test the race"
+
+
 async def test_d6_empty_group_parks_the_stream(ring: aiouring.AsyncRing, pair: Pair) -> None:
     """With every buffer lent the stream waits in line, without spinning, and goes on when one returns."""
     group = ring.register_buffer_ring(count=2, size=4)
