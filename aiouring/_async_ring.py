@@ -235,7 +235,7 @@ class AsyncRing(
     async def close(self, file: int | socket.socket | DirectDescriptor) -> None:
         """Close a descriptor, a socket or a direct descriptor, after stopping what this ring has in flight on it.
 
-        Closing alone would not stop it: the kernel goes on with the open file (KERNEL.md C9).  Tasks that
+        Closing alone would not stop it: the kernel goes on with the open file.  Tasks that
         wait on it get `OSError` (ECANCELED).  Since Linux 5.6.  See io_uring_prep_close(3).
         """
         number, held, how = resolve(file)
