@@ -5,7 +5,8 @@ How this fits together
 1. Ciphertext that arrives is fed, and `decrypt()` says what can be read of it: all of it, so nothing that is complete
    stays inside.  What it leads to (the handshake's next message, an answer to a key update, an alert) is ciphertext to
    be sent, as what `encrypt()` makes is: `take()` it after either.
-2. What was decrypted before an error, or before the end, is returned first; the error is raised by the next call.
+2. What was decrypted before an error, or before the end, is returned first; the error is `failure` from then on, and
+   raised by the next call.  Nothing more need arrive for that: whoever decrypts has to look.
 3. The end is the peer's close-notify, and nothing else: a stream that breaks off without it is an `ssl.SSLEOFError`.
    It ends one direction only: what we send may go on, and so may what the peer sends after ours.
 """
@@ -84,7 +85,7 @@ def settings_of(
 class Engine:
     """One end of one TLS connection."""
 
-    __slots__ = ("_failure", "_incoming", "_outgoing", "_read", "ended", "object", "said_goodbye", "shaken")
+    __slots__ = ("_incoming", "_outgoing", "_read", "ended", "failure", "object", "said_goodbye", "shaken")
 
     def __init__(self, settings: TLSSettings) -> None:
         self._incoming = ssl.MemoryBIO()
@@ -96,7 +97,7 @@ class Engine:
             server_hostname=settings.server_hostname or None,
         )
         self._read = self.object.read
-        self._failure: Exception | None = None
+        self.failure: Exception | None = None  # what the next call of `decrypt()` raises
         self.shaken = False  # the handshake is over
         self.ended = False  # the peer's close-notify has come
         self.said_goodbye = False  # ours is among what is to be sent, or was
@@ -119,8 +120,8 @@ class Engine:
         Raises:
             ssl.SSLError: what has gone wrong, after everything that came before; an alert may have to be sent.
         """
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         if not self.shaken and not self._shake():
             return b""
         parts: list[bytes] = []
@@ -139,9 +140,9 @@ class Engine:
         except ssl.SSLZeroReturnError:
             self.ended = True
         except ssl.SSLError as error:
-            self._failure = _truncated(error) if isinstance(error, ssl.SSLEOFError) else error
+            self.failure = _truncated(error) if isinstance(error, ssl.SSLEOFError) else error
             if not parts:
-                raise self._failure from None
+                raise self.failure from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _shake(self) -> bool:

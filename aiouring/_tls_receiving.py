@@ -168,8 +168,8 @@ class TLSReceiving:
         data = self._engine.decrypt()
         if data:
             self._chunks.append(data)
-        if self._engine.ended:
-            self._finish(None)
+        if self._engine.ended or self._engine.failure is not None:
+            self._finish(self._engine.failure)
 
     def _take(self) -> bool:
         """Feed the engine what has arrived next; False if nothing has."""

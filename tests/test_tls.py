@@ -119,6 +119,7 @@ def test_forged_bytes() -> None:
     bad[-1] ^= 1
     server.feed(good + bad)
     assert server.decrypt() == b"good"
+    assert server.failure is not None
     with pytest.raises(ssl.SSLError, match="BAD_RECORD_MAC"):
         server.decrypt()
     with pytest.raises(ssl.SSLError, match="ALERT_BAD_RECORD_MAC"):

@@ -258,6 +258,19 @@ async def test_a_failure_is_told_to_the_writer(ends: Ends) -> None:
         await peer.read(1)
 
 
+async def test_an_error_behind_good_bytes(ends: Ends) -> None:
+    """What came in one piece with forged bytes is received first, then the error, although nothing more arrives."""
+    connection, peer = ends
+    peer.engine.encrypt(b"good")
+    peer.sock.send(peer.engine.take() + b"\x17\x03\x03\x00\x20" + b"forged" * 6)
+    assert await connection.receive_exactly(4) == b"good"
+    async with asyncio.timeout(10):
+        with pytest.raises(ssl.SSLError, match="(?i)record|decrypt"):
+            await connection.receive()
+        with pytest.raises(ssl.SSLError, match="ALERT"):
+            await peer.read(1)
+
+
 async def test_only_in_its_thread(ends: Ends) -> None:
     """A write from another thread is refused, and changes nothing."""
     connection, peer = ends
