@@ -29,7 +29,8 @@ _add_memory = lib.au_sender_add_memory
 _add_copy = lib.au_sender_add_copy
 _COPY_MAX = lib.AU_COPY_MAX
 _NEVER = 1 << 63  # bytes
-_WRONG_CONTEXT = (lib.AU_WRONG_THREAD, lib.AU_FORKED)
+#: What the C core says of a caller whose memory is not touched: it is another thread's, or another process's.
+WRONG_CONTEXT = (lib.AU_WRONG_THREAD, lib.AU_FORKED)
 
 
 class Sending:
@@ -145,7 +146,7 @@ class Sending:
 
     def _refuse(self, code: int, data: Any = None) -> None:
         """`data` was not queued: a buffer goes home, unless only its owner's thread may send it there."""
-        if code in _WRONG_CONTEXT:
+        if code in WRONG_CONTEXT:
             if isinstance(data, Lease):
                 data.ended = False  # it was not handed over
             raise failure(code)

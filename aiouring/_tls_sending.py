@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from aiouring._errors import failure, kernel_error
 from aiouring._lease import Lease
 from aiouring._line import wake
+from aiouring._sending import WRONG_CONTEXT
 from aiouring._tls import RECORD, Engine
 from aiouring._uring import lib
 
@@ -93,17 +94,17 @@ class TLSSending:
 
     def write(self, data: Any) -> None:
         """Queue `data` behind what is queued."""
-        if self._failure is not None or self._said_eof or self.raw.failure:
-            self._refuse()
         code = lib.au_ring_check(self._driver.ring.raw)
-        if code:
+        if code in WRONG_CONTEXT:
             raise failure(code)
         if isinstance(data, Lease):
             data.hand_over()
             content = data.contents()
-            data.give_back()
+            data.give_back()  # also where the bytes are refused, as without TLS
         else:
             content = data if isinstance(data, bytes) else memoryview(data).tobytes()
+        if code or self._failure is not None or self._said_eof or self.raw.failure:
+            self._refuse(code)
         if not content:
             return
         self._parts.append(content)
@@ -115,12 +116,12 @@ class TLSSending:
             self._driver.due.append(self.encrypt)
             self._driver.ask_for_turn()
 
-    def _refuse(self) -> None:
+    def _refuse(self, code: int) -> None:
         if self._failure is not None:
             raise self._failure
         if self._said_eof:
             raise kernel_error(errno.EPIPE, "nothing can be sent after send_eof()")
-        raise self._below.reason()
+        raise self._below.reason() if self.raw.failure else failure(code)
 
     def encrypt(self) -> None:
         """Encrypt what is queued, as far as there is room; and send that, with what the engine has to say itself."""

@@ -271,6 +271,27 @@ async def test_an_error_behind_good_bytes(ends: Ends) -> None:
             await peer.read(1)
 
 
+@pytest.mark.parametrize("way", ["abort", "send_eof"])
+async def test_a_lent_buffer_that_is_refused(ring: AsyncRing, ends: Ends, way: str) -> None:
+    """What was received elsewhere, and cannot be written any more, goes back to its group all the same."""
+    connection, _ = ends
+    group = ring.register_buffer_ring(count=2, size=64)
+    ours, theirs = socket.socketpair()
+    async with Connection(ring, ours, group) as other:
+        theirs.send(b"hello")
+        chunk = await other.receive()
+        if way == "abort":
+            connection.abort()
+        else:
+            await connection.send_eof()
+        with pytest.raises(OSError, match="closed|send_eof"):
+            connection.write(chunk)
+        assert group.statistics().in_use == 0
+        with pytest.raises(ValueError, match="released"):
+            chunk.release()
+    theirs.close()
+
+
 async def test_only_in_its_thread(ends: Ends) -> None:
     """A write from another thread is refused, and changes nothing."""
     connection, peer = ends
