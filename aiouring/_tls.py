@@ -36,6 +36,10 @@ class TLSSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.context, ssl.SSLContext):
             raise TypeError(f"an ssl.SSLContext is needed, not {type(self.context).__name__}")
+        if self.context.protocol == (ssl.PROTOCOL_TLS_CLIENT if self.server_side else ssl.PROTOCOL_TLS_SERVER):
+            # wrap_bio() would say so of each connection, and a server accept one after the other for nothing.
+            ours, other = ("server", "client") if self.server_side else ("client", "server")
+            raise ValueError(f"the ssl.SSLContext is a {other}'s (PROTOCOL_TLS_{other.upper()}): this end is a {ours}")
         if self.server_side and self.server_hostname:
             raise ValueError("server_hostname= is the client's: it names whom to reach, and whom to be answered by")
         if not self.server_side and self.context.check_hostname and not self.server_hostname:
@@ -44,7 +48,7 @@ class TLSSettings:
                 "server_hostname= is needed: the context's check_hostname compares the certificate with it"
             )
         for name in ("handshake_timeout", "shutdown_timeout"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # nor is it without a number, NaN
                 raise ValueError(f"ssl_{name}={getattr(self, name)} is not more than 0 seconds")
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -372,6 +373,12 @@ async def test_what_is_refused(ring: AsyncRing, group: BufferRing) -> None:
     for option in ("ssl_handshake_timeout", "ssl_shutdown_timeout"):
         with pytest.raises(ValueError, match=f"{option}=0 "):
             await start_server(echo, HOST, 0, ring=ring, ssl=server_context(), **{option: 0})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"{option}=nan "):
+            await open_connection(HOST, 1, ring=ring, ssl=client_context(), **{option: math.nan})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="PROTOCOL_TLS_SERVER"):
+        await open_connection(HOST, 1, ring=ring, ssl=server_context())
+    with pytest.raises(ValueError, match="PROTOCOL_TLS_CLIENT"):
+        await start_server(echo, HOST, 0, ring=ring, ssl=client_context())
     left, right = pair(ring, group)
     async with left, right:
         with pytest.raises(TypeError, match="SSLContext"):
