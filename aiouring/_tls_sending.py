@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 FULL = 4 * lib.AU_HIGH_WATER
 HALF = FULL // 2
 
+#: The first byte of tcp(7)'s TCP_INFO, of a connection that is over; see linux/tcp.h and include/net/tcp_states.h.
+_TCP_CLOSE = 7
+
 #: Bytes of plaintext that are encrypted at a time.
 CHUNK = 4 * RECORD
 
@@ -301,4 +304,6 @@ def _unacknowledged(sock: socket.socket) -> int:
     """Bytes that the peer's TCP has not acknowledged; see tcp(7), SIOCOUTQ."""
     if sock.fileno() < 0:
         return 0  # somebody has aborted the connection meanwhile
+    if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+        return 0  # all was acknowledged, or the peer's machine has reset it: then SIOCOUTQ stays what it was
     return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
