@@ -166,8 +166,8 @@ class Framing:
             chunk = await self._receiving.__anext__()
         except StopAsyncIteration:
             return False
-        with chunk:
-            self.unread += chunk.view
+        with chunk:  # where it is a copy already, no view need be made of it
+            self.unread += chunk.view if chunk._home.is_group else chunk.contents()
         return True
 
     def _take(self, count: int) -> bytes:

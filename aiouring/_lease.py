@@ -69,16 +69,35 @@ class Arena:
             memories.append(ffi.gc(self.base + at, partial(_outlived, self.base)))
             exporters.append(ffi.buffer(memories[-1], size))
 
+    def content(self, number: int, length: int) -> bytes:
+        """The first `length` bytes of a buffer; a copy."""
+        copy: bytes = self.exporters[number][:length]
+        return copy
+
 
 class PrivateArena(Arena):
-    """Memory for one buffer, a copy of `data`: the C pointer holds a bytearray, which can neither move nor end."""
+    """Memory for one buffer, a copy of `data`: the C pointer holds a bytearray, which can neither move nor end.
 
-    __slots__ = ()
+    It is made for the first who asks for it: most want the bytes alone, which are there.
+    """
+
+    __slots__ = ("data",)
 
     def __init__(self, data: bytes) -> None:
-        self.base = memory = ffi.from_buffer(bytearray(data))
-        self.memories = [memory]
-        self.exporters = [ffi.buffer(memory)]
+        self.data: bytes | None = data  # None once somebody may have changed the copy
+
+    def __getattr__(self, name: str) -> Any:
+        """The memory, by any of its names."""
+        if name not in Arena.__slots__ or self.data is None:
+            raise AttributeError(name)
+        memory = ffi.from_buffer(bytearray(self.data))
+        self.base, self.memories, self.exporters = memory, [memory], [ffi.buffer(memory)]
+        self.data = None
+        return getattr(self, name)
+
+    def content(self, number: int, length: int) -> bytes:
+        """The bytes, without a copy where they are as they were given."""
+        return super().content(number, length) if self.data is None else self.data
 
 
 def _outlived(base: object, memory: object) -> None:
@@ -222,8 +241,7 @@ class Lease:
 
     def contents(self) -> bytes:
         """A copy of the bytes of a buffer that was handed over."""
-        copy: bytes = self.arena.exporters[self.number][: self.length]
-        return copy
+        return self.arena.content(self.number, self.length)
 
     def give_back(self) -> None:
         """Return a buffer that was handed over."""
