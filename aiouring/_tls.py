@@ -13,7 +13,6 @@ How this fits together
 
 import ssl
 from dataclasses import dataclass
-from typing import Any
 
 #: The most plaintext that one TLS record holds.
 RECORD = 16 * 1024
@@ -89,7 +88,7 @@ def settings_of(
 class Engine:
     """One end of one TLS connection."""
 
-    __slots__ = ("_incoming", "_outgoing", "_read", "ended", "failure", "object", "said_goodbye", "shaken")
+    __slots__ = ("_incoming", "_outgoing", "_read", "ended", "failure", "feed", "object", "said_goodbye", "shaken")
 
     def __init__(self, settings: TLSSettings) -> None:
         self._incoming = ssl.MemoryBIO()
@@ -100,6 +99,7 @@ class Engine:
             server_side=settings.server_side,
             server_hostname=settings.server_hostname or None,
         )
+        self.feed = self._incoming.write  # ciphertext has arrived: bytes, which are copied
         self._read = self.object.read
         self.failure: Exception | None = None  # what the next call of `decrypt()` raises
         self.shaken = False  # the handshake is over
@@ -109,10 +109,6 @@ class Engine:
     def __repr__(self) -> str:
         state = "shaking hands" if not self.shaken else "ended" if self.ended else "open"
         return f"<Engine {state}, {self._outgoing.pending} bytes to send>"
-
-    def feed(self, data: Any) -> None:
-        """Ciphertext has arrived."""
-        self._incoming.write(data)
 
     def feed_eof(self) -> None:
         """No more will come."""

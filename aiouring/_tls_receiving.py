@@ -7,8 +7,9 @@ How this fits together
    peer says about TLS itself (tickets, key updates, alerts, its end) is always heard, and a reader that is cancelled
    has taken nothing.
 2. Each chunk of ciphertext goes back to its group at once, and makes at most one chunk of plaintext, in memory of its
-   own.  As many as the stream's `max_pending` may wait here; then nothing is taken from below, where as many may wait
-   again before the kernel is told to stop.
+   own; with what is there right behind it, up to a record more: so a buffer's worth and the little that TLS adds to
+   it are one chunk.  As many as the stream's `max_pending` may wait here; then nothing is taken from below, where as
+   many may wait again before the kernel is told to stop.
 3. The end is the peer's close-notify, which ends nothing but this direction.  Whatever comes after it is nobody's, so
    the receive below is stopped then, as it is after an error.
 """
@@ -22,14 +23,18 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 from aiouring._buffer_ring import ProvidedBuffer, private_copy
 from aiouring._errors import BuffersExhaustedError, ResourceBusyError, kernel_error
 from aiouring._line import wake
-from aiouring._tls import Engine
+from aiouring._tls import RECORD, Engine
 from aiouring._tls_sending import TLSSending
+from aiouring._uring import lib
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from aiouring._driver import Driver
     from aiouring._multishot import Receiving
+
+_SHIFT = lib.AU_CQE_BUFFER_SHIFT
 
 
 class TLSReceiving:
@@ -41,7 +46,9 @@ class TLSReceiving:
         "_early",
         "_engine",
         "_failure",
+        "_feed",
         "_high",
+        "_most",
         "_ready",
         "_receiving",
         "_scheduled",
@@ -54,7 +61,9 @@ class TLSReceiving:
         self._engine = engine
         self._receiving = receiving
         self._sending = sending
+        self._feed = engine.feed
         self._high = receiving._high
+        self._most = receiving.group.size + RECORD
         self._chunks: deque[bytes] = deque()  # plaintext that nobody has taken
         self._early: deque[Any] = deque()  # for a `Framing`, which puts what it has not used here
         self._ready: asyncio.Future[None] | None = None
@@ -82,7 +91,8 @@ class TLSReceiving:
             return chunk
         chunks = self._chunks
         while not chunks:
-            await self._advance()
+            if not self._pull():
+                await self._wait()
         return private_copy(chunks.popleft())
 
     async def handshake(self) -> None:
@@ -93,12 +103,11 @@ class TLSReceiving:
         except ssl.SSLError as error:
             self._finish(error)
         while not self._engine.shaken:
-            await self._advance()
+            if not self._pull():
+                await self._wait()
 
-    async def _advance(self) -> None:
-        """Decrypt what has arrived; if nothing has, wait until something does, or raise what ended the stream."""
-        if self._pull():
-            return
+    async def _wait(self) -> None:
+        """Nothing has arrived: wait until something does, or raise what ended the stream."""
         if self.over:
             self._raise()
         if self._ready is not None:
@@ -125,8 +134,10 @@ class TLSReceiving:
 
     def set_result(self, _: None) -> None:
         """Something has arrived, or the stream below is over."""
-        if self._ready is not None:
-            wake(self._ready)
+        ready = self._ready
+        if ready is not None:
+            if not ready.done():
+                wake(ready)
         elif not self._scheduled and not self._driver.loop.is_closed():
             self._scheduled = True
             self._driver.loop.call_soon(self._pull_alone)
@@ -144,16 +155,18 @@ class TLSReceiving:
 
         Raises `BuffersExhaustedError` where nothing had; all else that is raised below ends the stream.
         """
-        below, chunks, some = self._receiving, self._chunks, False
+        below, engine, sending = self._receiving, self._engine, self._sending
+        chunks, some = self._chunks, False
         try:
             while not self.over and len(chunks) < self._high:
-                if below.armed and not below.pending and not below.over:
-                    break
+                if below.armed and not below._arrivals and not below._early and not below.over:
+                    break  # nothing has
                 if not self._take():
                     break
                 some = True
                 self._decrypt()
-                self._sending.answer()
+                if engine.to_send or sending._queued:
+                    sending.answer()
         except BuffersExhaustedError:
             if not some:
                 raise  # else what there is comes first; the next try may find one
@@ -173,11 +186,13 @@ class TLSReceiving:
 
     def _take(self) -> bool:
         """Feed the engine what has arrived next; False if nothing has."""
+        if _pour(self._receiving, self._feed, self._most):
+            return True
         try:
             self._receiving.__anext__().send(None)  # it does not wait: it would find us waiting
         except StopIteration as taken:
             with taken.value as chunk:
-                self._engine.feed(chunk.view)
+                self._feed(chunk.view)
         except StopAsyncIteration:
             self._engine.feed_eof()
         except ResourceBusyError:
@@ -224,3 +239,25 @@ class TLSReceiving:
             self._early.popleft().release()
         self._receiving._ready = None
         self._receiving.drop()
+
+
+def _pour(receiving: "Receiving", into: "Callable[[memoryview], object]", most: int) -> bool:
+    """Let `into` copy what is queued, chunk after chunk up to `most` bytes, and give the buffers back.
+
+    It is what `__anext__()` does, without a lease.  False where nothing is queued, or no whole buffers of the group:
+    then that has to be asked.
+    """
+    arrivals, group, total = receiving._arrivals, receiving.group, 0
+    if receiving._early or group.lease is not ProvidedBuffer:
+        return False
+    exporters = group.arena.exporters
+    while arrivals and arrivals[0][1] and (not total or total + arrivals[0][0] <= most):
+        length, flags = arrivals.pop(0)
+        total += length
+        try:
+            into(memoryview(exporters[flags >> _SHIFT])[:length])
+        finally:
+            group.take_back(flags >> _SHIFT)
+    if total and not receiving.armed and len(arrivals) <= receiving._low:
+        receiving._arm()
+    return total > 0

@@ -141,7 +141,7 @@ class TLSSending:
                 blocked = not count
                 if blocked and self._deaf:
                     raise kernel_error(errno.EPIPE, "the peer asked for a new handshake, and went")
-                if engine.to_send >= CHUNK:
+                if self._queued and engine.to_send >= CHUNK:
                     self._below.write(engine.take())
                     blocked = blocked or not self.has_room
             if engine.to_send:

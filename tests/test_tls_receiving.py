@@ -5,6 +5,7 @@ import gc
 import socket
 import ssl
 from random import Random
+from typing import Any
 
 import pytest
 from conftest import RingFactory
@@ -12,6 +13,7 @@ from tls_certificates import NAME, client_context, server_context
 
 import aiouring
 from aiouring import AsyncRing, BufferRing, Connection
+from aiouring._tls import RECORD
 from aiouring._tls_receiving import TLSReceiving
 
 
@@ -67,6 +69,70 @@ async def test_chunks_are_not_the_groups(ring: AsyncRing) -> None:
         with pytest.warns(ResourceWarning, match="never released"):
             await left.receive()
             gc.collect()
+
+
+async def test_a_buffers_worth_is_one_chunk(ring: AsyncRing) -> None:
+    """A message as large as a buffer, and what TLS adds to it, are one chunk; a stream of them is not one."""
+    group = ring.register_buffer_ring(count=64, size=65536)
+    left, right = await secure_pair(ring, group)
+    message = bytes(range(256)) * 256
+    async with left, right:
+        for _ in range(3):
+            await right.send(message)
+            while not left.statistics().pending:
+                await ring.nop()
+            with await left.receive() as chunk:
+                assert bytes(chunk.view) == message
+        sending = asyncio.ensure_future(right.send(message * 10))
+        got = 0
+        while got < 10 * len(message):
+            with await left.receive() as chunk:
+                assert len(chunk) <= group.size + 2 * RECORD
+                got += len(chunk)
+        await sending
+
+
+async def test_what_is_written_on_is_what_was_received(ring: AsyncRing) -> None:
+    """A chunk can be written as it is, or after its bytes were changed in its view."""
+    group = ring.register_buffer_ring(count=16, size=4096)
+    left, right = await secure_pair(ring, group)
+    async with left, right:
+        for changed in (False, True):
+            await right.send(b"hello" * 1000)
+            while left.statistics().pending < 1:
+                await ring.nop()
+            chunk = await left.receive()
+            if changed:
+                chunk.view[:5] = b"HELLO"
+            left.write(chunk)
+            with pytest.raises(ValueError, match="released"):
+                chunk.release()
+            got = await right.receive_exactly(len(chunk))
+            assert got == (b"HELLO" if changed else b"hello") + b"hello" * (len(chunk) // 5 - 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "bundle"),
+    [
+        ({"on_empty": "fallback"}, False),
+        pytest.param({"incremental": True}, False, marks=pytest.mark.needs("incremental buffer rings")),
+        pytest.param({}, True, marks=pytest.mark.needs("bundles")),
+    ],
+    ids=["fallback", "incremental", "bundle"],
+)
+async def test_every_kind_of_group(ring: AsyncRing, options: dict[str, Any], bundle: bool) -> None:
+    """Groups that fall back or give out parts, and bundles, bring ciphertext as others do."""
+    group = ring.register_buffer_ring(count=2, size=4096, **options)
+    left, right = (Connection(ring, sock, group, bundle=bundle) for sock in socket.socketpair())
+    await asyncio.gather(
+        left.start_tls(server_context(), server_side=True), right.start_tls(client_context(), server_hostname=NAME)
+    )
+    data = bytes(range(256)) * 4000
+    async with left, right:
+        sending = asyncio.gather(left.send(data), right.send(data))
+        for received in await asyncio.gather(left.receive_exactly(len(data)), right.receive_exactly(len(data))):
+            assert received == data
+        await sending
 
 
 async def test_an_async_for(ring: AsyncRing) -> None:
