@@ -231,7 +231,7 @@ class TLSSending:
         await self.below(0)
 
     async def send_rest(self, sock: socket.socket) -> None:
-        """Send what is queued and close-notify, and wait until the peer's machine has it.
+        """Send what is queued and close-notify, or an alert where TLS failed; wait until the peer's machine has it.
 
         Raises:
             TimeoutError: no request to send (of FULL bytes at most) has ended for `ssl_shutdown_timeout` seconds.
@@ -240,7 +240,10 @@ class TLSSending:
             taken = self.raw.taken
             try:
                 async with asyncio.timeout(self._timeout):
-                    await self.send_eof(sock)
+                    if self._failure is None:
+                        await self.send_eof(sock)
+                    else:  # what TLS failed with is told by an alert
+                        await self._below.below(0)
                     break
             except TimeoutError:
                 if self.raw.taken == taken:

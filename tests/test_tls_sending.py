@@ -264,6 +264,17 @@ async def test_a_failure_is_told_to_the_writer(ends: Ends) -> None:
         await peer.read(1)
 
 
+async def test_closing_after_a_failure(ends: Ends) -> None:
+    """The peer of a connection that is closed right after TLS failed gets the alert that says why."""
+    connection, peer = ends
+    peer.sock.send(b"\x17\x03\x03\x00\x20" + b"forged" * 6)
+    with pytest.raises(ssl.SSLError):
+        await connection.receive()
+    await connection.aclose()
+    with pytest.raises(ssl.SSLError, match="ALERT"):
+        await peer.read(1)
+
+
 async def test_an_error_behind_good_bytes(ends: Ends) -> None:
     """What came in one piece with forged bytes is received first, then the error, although nothing more arrives."""
     connection, peer = ends
