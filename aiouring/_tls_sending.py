@@ -276,6 +276,8 @@ class TLSSending:
         self._deaf = True
         if isinstance(failure, ssl.SSLError) and not isinstance(failure, ssl.SSLEOFError):
             self.fail(failure)
+        elif self._queued:
+            self.encrypt()  # it may have waited for what will not come
 
     def fail(self, error: Exception) -> None:
         """Nothing more can be encrypted: `error` is for whoever waits or writes."""

@@ -348,6 +348,18 @@ async def test_a_forks_child(ends: Ends) -> None:
     assert await peer.read(2) == b"ab"
 
 
+async def test_a_peer_that_asks_for_a_handshake_and_goes(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for what can be encrypted only after the peer has answered hears that it will not."""
+    connection, peer = ends
+    monkeypatch.setattr(Engine, "encrypt", lambda *_: 0)  # as in a new handshake, which TLS 1.2 knows
+    waiting = asyncio.ensure_future(connection.send(b"x"))
+    await asyncio.sleep(0)
+    peer.sock.shutdown(socket.SHUT_WR)
+    async with asyncio.timeout(10):
+        with pytest.raises(BrokenPipeError, match="went"):
+            await waiting
+
+
 async def test_a_peer_that_makes_us_answer(ends: Ends) -> None:
     """One who has TLS answer without end, and does not read that, is left: our memory is not theirs."""
     connection, _ = ends
