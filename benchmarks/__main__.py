@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aiouring
-from benchmarks import echo, file_objects, files, grid, nop, processor, syscalls
+from benchmarks import echo, file_objects, files, grid, nop, processor, syscalls, tls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 BENCHMARKS: "dict[str, Callable[[int], list[Table]]]" = {
     "nop": nop.run,
     "echo": echo.run,
+    "tls": tls.run,
     "grid": grid.run,
     "files": files.run,
     "file_objects": file_objects.run,

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Coroutine
 from typing import TypeAlias, cast
@@ -156,6 +157,33 @@ async def serve_adapted(listener: socket.socket, control: Control) -> None:
         await control.ended
 
 
+def tls_context() -> ssl.SSLContext:
+    """A server's, with a certificate that was made for the run."""
+    import trustme  # here: the other servers are measured without its many modules
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    return context
+
+
+async def serve_tls_streams(listener: socket.socket, control: Control) -> None:
+    """The high-level streams of asyncio, with TLS."""
+    async with await asyncio.start_server(echo_stream, sock=listener, ssl=tls_context()):
+        await control.ended
+
+
+async def serve_tls_connections(listener: socket.socket, control: Control) -> None:
+    """The server of aiouring, with TLS."""
+    async with await aiouring.start_server(echo_chunks, sock=listener, ssl=tls_context()):
+        await control.ended
+
+
+async def serve_tls_adapted(listener: socket.socket, control: Control) -> None:
+    """The same, with the handler that was written for asyncio's streams."""
+    async with await aiouring.start_server(echo_stream, sock=listener, streams=True, ssl=tls_context()):
+        await control.ended
+
+
 def default_statistics() -> dict[str, int]:
     """What the loop's own ring has done so far, and how its group of buffers stands."""
     group = dataclasses.asdict(aiouring.default_group().statistics())
@@ -189,6 +217,16 @@ DEFAULT_SERVERS: dict[str, tuple[str, Server]] = {
     for loop in LOOPS
     for kind, server in {"aiouring connection": serve_connections, "aiouring streams": serve_adapted}.items()
 }
+#: Those that speak TLS.
+TLS_SERVERS: dict[str, tuple[str, Server]] = {
+    f"{loop}, TLS, {kind}": (loop, server)
+    for loop in LOOPS
+    for kind, server in {
+        STREAMS: serve_tls_streams,
+        "aiouring connection": serve_tls_connections,
+        "aiouring streams": serve_tls_adapted,
+    }.items()
+}
 #: The names of aiouring's own.
 RING_SERVERS = tuple(f"{loop}, {kind}" for loop in LOOPS for kind in _RING_KINDS)
 
@@ -207,5 +245,5 @@ if __name__ == "__main__":
     processor.pin(int(sys.argv[2]))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    loop_name, chosen = {**SERVERS, **DEFAULT_SERVERS}[sys.argv[1]]
+    loop_name, chosen = {**SERVERS, **DEFAULT_SERVERS, **TLS_SERVERS}[sys.argv[1]]
     loops.run(loop_name, serve(chosen))

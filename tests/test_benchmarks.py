@@ -1,4 +1,4 @@
-"""Tests of the benchmarks: the grid runs to its end, and its load sees what a server does wrong."""
+"""Tests of the benchmarks: the grid and TLS run to their end, and the load sees what a server does wrong."""
 
 import json
 import socket
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import grid
+from benchmarks import grid, tls
+from benchmarks.echo_server import TLS_SERVERS
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,6 +26,13 @@ def test_the_grid_runs_and_says_how_it_stands(tmp_path: Path) -> None:
     assert {"uvloop, aiouring connection", "uvloop, protocol", grid.EPOLL, grid.IO_URING} <= contestants
     assert all(cell["median"] > 0 for row in tables[0]["rows"].values() for cell in row.values())
     assert "target for 'KiB each'" in done.stdout
+
+
+@pytest.mark.parametrize("name", TLS_SERVERS)
+def test_the_tls_servers_echo(name: str) -> None:
+    """Each of them echoes what its load sends, and ends."""
+    point = tls.Point(2, 3000, 20)
+    assert list(tls.measure(name, (point,))) == [str(point)]
 
 
 @pytest.mark.parametrize("fault", ["other", "twice", "nothing"])
