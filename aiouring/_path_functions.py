@@ -210,22 +210,25 @@ async def makedirs(
     """Make a directory and those above it that are missing, as `os.makedirs()`.  Since Linux 5.15."""
     ring = ring or default_ring()
     missing = [os.fsdecode(path)]
-    while True:
+    rising = False  # what is above the last of them is there
+    while missing:
         try:
             await ring.mkdirat(missing[-1], mode if len(missing) == 1 else 0o777)
         except FileNotFoundError:
             above = str(pathlib.PurePath(missing[-1]).parent)
-            if above == missing[-1]:
-                raise
+            if rising or above == missing[-1]:
+                raise  # /proc says so of names that it does not take
             missing.append(above)
-        except OSError:
-            if (len(missing) == 1 and not exist_ok) or not await _is_directory(missing[-1], ring):
+            continue
+        except OSError as error:
+            if len(missing) > 1:
+                there = isinstance(error, FileExistsError)  # if it is no directory, the next mkdir complains of it
+            else:
+                there = exist_ok and await _is_directory(missing[-1], ring)
+            if not there:
                 raise
-            missing.pop()
-        else:
-            missing.pop()
-        if not missing:
-            return
+        rising = True
+        missing.pop()
 
 
 async def _is_directory(path: str, ring: "AsyncRing") -> bool:

@@ -171,6 +171,17 @@ async def test_directories(names: aiouring.AsyncRing, tmp_path: Path) -> None:
     await same_error(aiouring.mkdir(deep, ring=names), lambda: os.mkdir(deep))
 
 
+@pytest.mark.parametrize("path", ["", "/proc/no/such", "dangling/below"])
+async def test_directories_that_cannot_be_made_end(
+    names: aiouring.AsyncRing, tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the directory above is there and the kernel still finds no place for a name, that is the answer."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    async with asyncio.timeout(5):
+        await same_error(aiouring.makedirs(path, ring=names), lambda: os.makedirs(path))
+
+
 async def test_default_restrictions(profile: str, tmp_path: Path) -> None:
     """A restricted ring opens, asks and truncates, and refuses to change names, saying so."""
     (tmp_path / "file").write_bytes(b"12345")
