@@ -227,12 +227,13 @@ async def open_raw(
     closefd: bool = True,
     background: bool | None = None,
     directory: bool = False,
+    mode: int = 0o666,
 ) -> RawFile:
-    """Open a file without a position; a directory only where `directory` is asked for."""
+    """Open a file without a position; a directory only where `directory` is asked for; made with permissions `mode`."""
     ring = ring or default_ring()
     name = path if isinstance(path, int) else os.fspath(path)
     flags |= os.O_DIRECT if direct else 0
-    fd = path if isinstance(path, int) else await _descriptor(os.fspath(path), flags, ring, opener, dir_fd)
+    fd = path if isinstance(path, int) else await _descriptor(os.fspath(path), flags, mode, ring, opener, dir_fd)
     try:
         raw = (DirectFile if direct else RawFile)(ring, fd, name, flags, owned=closefd, background=background)
     except BaseException:
@@ -252,12 +253,17 @@ async def open_raw(
 
 
 async def _descriptor(
-    name: str | bytes, flags: int, ring: AsyncRing, opener: Callable[[Any, int], int] | None, dir_fd: File | None
+    name: str | bytes,
+    flags: int,
+    mode: int,
+    ring: AsyncRing,
+    opener: Callable[[Any, int], int] | None,
+    dir_fd: File | None,
 ) -> int:
     """Open the file; errors have its name."""
     try:
         if opener is None:
-            return await ring.openat(name, flags, dir_fd=dir_fd)
+            return await ring.openat(name, flags, mode, dir_fd=dir_fd)
         return await asyncio.to_thread(opener, name, flags | os.O_CLOEXEC)
     except OSError as error:
         if error.filename is None:

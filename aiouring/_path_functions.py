@@ -90,12 +90,17 @@ async def _write_atomically(path: "StrPath", data: "Bytes", ring: "AsyncRing") -
         permissions = status.S_IMODE((await ring.statx(place)).st_mode) & 0o777
     except FileNotFoundError:
         permissions = None
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
-        async with open_file(temporary, "xb", 0, ring=ring) as file:
-            count = await file.write(data)
+        # What the old contents were hidden from, the new ones are from the first byte on.
+        raw = await open_raw(temporary, flags, ring, mode=0o666 if permissions is None else 0o600)
+        try:
+            count = await raw.write_at(data, 0)
             if permissions is not None:
-                await asyncio.to_thread(os.fchmod, file.fileno(), permissions)
-            await file.sync()
+                await asyncio.to_thread(os.fchmod, raw.fileno(), permissions)
+            await raw.sync(data_only=False)
+        finally:
+            await raw.aclose()
         await ring.renameat(temporary, place)
     except BaseException as error:
         with contextlib.suppress(OSError):

@@ -13,6 +13,7 @@ from file_systems import mounted
 
 import aiouring
 from aiouring import Restrictions
+from aiouring._raw_file import RawFile
 from aiouring._restrictions import ON_REQUEST
 
 
@@ -79,6 +80,29 @@ async def test_atomic_writes(names: aiouring.AsyncRing, tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink()
     assert await aiouring.write_bytes(tmp_path / "made", b"new", atomic=True, ring=names) == 3
     assert sorted(os.listdir(tmp_path)) == ["file", "link", "made"]
+
+
+async def test_an_atomic_write_hides_what_was_hidden(
+    names: aiouring.AsyncRing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The temporary file beside a private one is as private, from the first byte that is written into it."""
+    path, seen = tmp_path / "secret", []
+    path.write_bytes(b"old")
+    path.chmod(0o600)
+    write_at = RawFile.write_at
+
+    async def look(raw: RawFile, data: Any, offset: int) -> int:
+        seen.append(os.fstat(raw.fileno()).st_mode & 0o777)
+        return await write_at(raw, data, offset)
+
+    monkeypatch.setattr(RawFile, "write_at", look)
+    mask = os.umask(0)
+    try:
+        await aiouring.write_bytes(path, b"new", atomic=True, ring=names)
+    finally:
+        os.umask(mask)
+    assert seen == [0o600]
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 async def test_an_atomic_write_that_fails(names: aiouring.AsyncRing, tmp_path: Path) -> None:
