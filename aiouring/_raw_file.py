@@ -258,7 +258,7 @@ class RawFile:
 
     # ---- what goes on by itself ----------------------------------------------------------------
 
-    def go_on(self, work: Coroutine[Any, Any, bytes | None]) -> "asyncio.Task[Any]":
+    def go_on(self, work: Coroutine[Any, Any, bytes | int | None]) -> "asyncio.Task[Any]":
         """Run `work` on this file beside its caller; what it raises is whoever awaits it to see, or nobody."""
         task = self._driver.loop.create_task(work)
         self._tasks.add(task)

@@ -8,11 +8,14 @@ How this fits together
    after it, and closing, try the block again.  So a disk that gets room again loses nothing, and no error is swallowed.
 3. `sequence` counts the bytes accepted since everything was last in the file: `bytes_written(error)` says how many of
    those are in the file, without a gap.
-4. Where blocks must arrive in order (appending, a pipe) one is written at a time.
+4. Where blocks must arrive in order (appending, a pipe) one is written at a time, and none behind one that failed.
+5. A loop that ends cancels every task, those that write here as well.  What a cancelled one had written counts as
+   written, so that nothing is appended twice; the rest is kept, and tried again by whoever flushes or closes.
 """
 
 import asyncio
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from aiouring._errors import bytes_written, note_written
@@ -110,25 +113,30 @@ class WriteBehind:
         self._pump()
 
     def _pump(self) -> None:
-        while self._queue and self._running < self._depth and self._error is None:
+        while self._queue and self._running < self._depth and self._error is None and not self._failed:
             self._running += 1
-            self._raw.go_on(self._write(self._queue.popleft()))
+            job = self._queue.popleft()
+            self._raw.go_on(self._write(job)).add_done_callback(partial(self._over, job))
 
-    async def _write(self, job: Job) -> None:
-        written = 0
+    async def _write(self, job: Job) -> int:
+        """Write a block; returns how much of it is in the file."""
         try:
-            written = await self._raw.write_at(job.data, job.offset)
-        except Exception as error:
-            written = bytes_written(error) or 0
-            self._error = self._error or error
-        finally:
-            self._running -= 1
-            self._unfinished -= written
-            if written < len(job.data):
-                rest = memoryview(job.data)[written:]
-                self._failed.append(Job(job.sequence + written, job.offset + written, rest))
-            self._pump()
-            self._progress.set()
+            return await self._raw.write_at(job.data, job.offset)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, Exception):
+                self._error = self._error or error
+            return bytes_written(error) or 0
+
+    def _over(self, job: Job, task: "asyncio.Task[int]") -> None:
+        """Keep what was not written, also where the task was cancelled before it began, as by a loop that ends."""
+        written = 0 if task.cancelled() or task.exception() is not None else task.result()
+        self._running -= 1
+        self._unfinished -= written
+        if written < len(job.data):
+            rest = memoryview(job.data)[written:]
+            self._failed.append(Job(job.sequence + written, job.offset + written, rest))
+        self._pump()
+        self._progress.set()
 
     async def _wait(self) -> None:
         """Until a block has been written, or has failed."""
@@ -162,6 +170,7 @@ class WriteBehind:
         while self._unfinished >= LIMIT:
             await self._wait()
             await self._tell()
+            self._try_again()  # what was cancelled
 
     async def flush(self) -> None:
         """Wait until everything is in the file; raises as `room()`."""

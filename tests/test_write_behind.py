@@ -186,6 +186,49 @@ async def test_in_order_where_order_matters(ring: aiouring.AsyncRing, tmp_path: 
     await raw.aclose()
 
 
+async def test_a14_cancelled_tasks_double_nothing(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
+    """A loop that ends cancels every task, those that write as well; who closes the file then appends nothing twice."""
+    choose, whole = random.Random(10), b""
+    async with aiouring.open(tmp_path / "log", "ab", ring=ring, background=True) as file:
+        for number in range(60):
+            data = bytes([number]) * BLOCK
+            await file.write(data)
+            whole += data
+            for _ in range(choose.randrange(3)):
+                await asyncio.sleep(0)
+            for task in list(file._raw._tasks):
+                task.cancel()
+    assert (tmp_path / "log").read_bytes() == whole
+
+
+async def test_a14_tasks_cancelled_before_they_began(raw: Failing) -> None:
+    """A block whose task never ran a line is kept, and written in the end."""
+    behind = WriteBehind(raw)
+    behind.accept(b"x" * BLOCK, 0)
+    for task in list(raw._tasks):
+        task.cancel()
+    async with asyncio.timeout(5):
+        await behind.flush()
+    assert Path(raw.name).read_bytes() == b"x" * BLOCK
+
+
+async def test_room_after_a_cancelled_task(raw: Failing) -> None:
+    """Who waits for room has blocks tried again whose tasks were cancelled, and does not wait for ever."""
+    raw.gate.clear()
+    behind = WriteBehind(raw)
+    for at in range(0, LIMIT, BLOCK):
+        behind.accept(bytes(BLOCK), at)
+    waiting = asyncio.create_task(behind.room())
+    await asyncio.sleep(0.01)
+    for task in list(raw._tasks):
+        task.cancel()
+    raw.gate.set()
+    async with asyncio.timeout(5):
+        await waiting
+        await behind.flush()
+    assert Path(raw.name).stat().st_size == LIMIT
+
+
 @pytest.mark.parametrize("buffering", [-1, 0])
 async def test_g1_disk_full(ring: aiouring.AsyncRing, tmp_path: Path, buffering: int) -> None:
     """On a full disk a file's writes, flush and close raise ENOSPC with the name; what fits is there; it is closed."""
