@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -234,11 +235,16 @@ async def open_raw(
     name = path if isinstance(path, int) else os.fspath(path)
     flags |= os.O_DIRECT if direct else 0
     fd = path if isinstance(path, int) else await _descriptor(os.fspath(path), flags, mode, ring, opener, dir_fd)
+    at_end = flags & os.O_APPEND
     try:
+        if opener is not None or fd == path:  # made elsewhere: whether it appends is the descriptor's to say
+            flags = flags & ~os.O_APPEND | fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
         raw = (DirectFile if direct else RawFile)(ring, fd, name, flags, owned=closefd, background=background)
-    except BaseException:
+    except BaseException as error:
         if fd != path:
             os.close(fd)
+        if isinstance(error, OSError):
+            error.filename = name
         raise
     try:
         await raw.look()
@@ -247,7 +253,7 @@ async def open_raw(
     except BaseException:
         await raw.aclose()
         raise
-    if raw.append and raw.seekable:
+    if at_end and raw.seekable:
         raw.start = raw.size
     return raw
 

@@ -14,6 +14,7 @@ from conftest import open_files
 from test_binary_file import LOOPS
 
 import aiouring
+from aiouring._write_behind import BLOCK
 
 
 @pytest.mark.needs_no_ring
@@ -118,10 +119,39 @@ async def test_descriptors(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
         assert await file.read() == b"56789"
     with pytest.raises(OSError) as caught:
         await aiouring.open(fd, "rb", ring=ring)
-    assert caught.value.errno == errno.EBADF
+    assert (caught.value.errno, caught.value.filename) == (errno.EBADF, fd)
     for options in ({"opener": os.open}, {"dir_fd": 0}):
         with pytest.raises(ValueError, match="for paths"):
             aiouring.open(0, "rb", **options)
+
+
+@pytest.mark.parametrize("mode", ["ab", "a+b"])
+async def test_appending_to_a_descriptor_that_does_not(ring: aiouring.AsyncRing, tmp_path: Path, mode: str) -> None:
+    """As the built-in does it: writing begins at the file's end, not where the descriptor stands."""
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    async with aiouring.open(os.open(path, os.O_RDWR), mode, ring=ring) as file:
+        assert await file.tell() == 10
+        await file.write(b"more")
+        assert await file.tell() == 14
+    assert path.read_bytes() == b"0123456789more"
+    async with aiouring.open(path, mode, opener=lambda name, _: os.open(name, os.O_RDWR), ring=ring) as file:
+        await file.write(b"yet")
+    assert path.read_bytes() == b"0123456789moreyet"
+
+
+async def test_descriptors_that_append(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
+    """Standard output that goes to a file by `>>` appends, whatever the mode says: the blocks arrive in order."""
+    path = tmp_path / "log"
+    data = b"".join(bytes([number]) * BLOCK for number in range(40))
+    for _ in range(5):
+        path.write_bytes(b"before")
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+        async with aiouring.open(fd, "wb", ring=ring, background=True) as file:
+            for at in range(0, len(data), BLOCK):
+                await file.write(data[at : at + BLOCK])
+            assert await file.tell() == len(data) + 6
+        assert path.read_bytes() == b"before" + data
 
 
 async def test_dir_fd_flags_and_opener(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
