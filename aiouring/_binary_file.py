@@ -221,13 +221,12 @@ class BinaryFile(FileObject[bytes]):
     async def _fill(self, memory: Any, size: int) -> int:
         """Fill a C array from the position on, which stays; returns how many bytes."""
         ahead, raw = self._ahead, self._raw
-        if size <= raw.largest or not raw.regular:
+        if large := size > raw.largest and raw.regular:
+            data = ahead.take(self._position, size)
+        else:
             data = await (self._read_ahead(size) if self._buffered else self._read_unbuffered(size))
-            ffi.memmove(memory, data, len(data))
-            return len(data)
-        data = ahead.take(self._position, size)
         ffi.memmove(memory, data, len(data))
-        return len(data) + await raw.read_into(memory, size, self._position + len(data), len(data))
+        return len(data) + (await raw.read_into(memory, size, self._position + len(data), len(data)) if large else 0)
 
     async def _read_all(self) -> bytes:
         raw, ahead, position = self._raw, self._ahead, self._position
@@ -353,6 +352,8 @@ class BinaryFile(FileObject[bytes]):
                 goal = await self._raw.seek(offset, whence)
             if goal < 0:
                 raise self._raw.invalid(f"the position cannot be {goal}")
+            if goal != self._position >= self._ahead.end:
+                self._ahead.drop()  # read to the end and begun anew: of /proc/stat, say, that gives what is there now
             self._position = goal
             return goal
 

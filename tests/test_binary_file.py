@@ -313,6 +313,21 @@ async def test_unbuffered(ring: aiouring.AsyncRing, numbers: Path) -> None:
         assert await file.readline() == CONTENT[13:].split(b"\n")[0] + b"\n"
 
 
+@pytest.mark.parametrize("how", ["read", "readlines", "text"])
+async def test_read_again_from_the_beginning(ring: aiouring.AsyncRing, tmp_path: Path, how: str) -> None:
+    """A file that was read to its end, and is read again, gives what it has now: so are files of /proc watched."""
+    path = tmp_path / "file"
+    path.write_bytes(b"12\n")
+    async with aiouring.open(path, "r" if how == "text" else "rb", ring=ring) as file:
+        for content in (b"12\n", b"34\n", b"5\n", b"67\n8"):
+            path.write_bytes(content)
+            await file.seek(0)
+            if how == "readlines":
+                assert b"".join(await file.readlines()) == content
+            else:
+                assert await file.read() in (content, content.decode())
+
+
 async def test_sparse_places(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
     """SEEK_DATA and SEEK_HOLE are answered by the file system, and an impossible place is EINVAL."""
     async with aiouring.open(tmp_path / "sparse", "w+b", ring=ring) as file:
