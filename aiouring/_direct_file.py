@@ -13,7 +13,9 @@ How this fits together
 3. The two descriptors see the same bytes: before a direct read the kernel writes back what is dirty of those pages, and
    a direct write drops them.  Parts of one page never go both ways at once, because each of our writes to a page that
    it does not cover goes through the cache.
-4. What is appended goes through the page cache: where it will stand is not known before.
+4. A read that comes back short is the end of the file only if the next one brings nothing: before a bad block it
+   comes back short as well.
+5. What is appended goes through the page cache: where it will stand is not known before.
 """
 
 import asyncio
@@ -123,7 +125,22 @@ class DirectFile(RawFile):
         start = offset % self.alignment
         length = min(-(-(start + size) // self.alignment) * self.alignment, self.largest)
         count = await self._move(Request, block, 0, length, offset - start)
+        if 0 < count <= start:  # the file's end, or a bad block in this page: the page cache knows
+            count = start + await self._cached.read_into(block.memory, min(length, start + size), offset, start)
         return start, max(0, min(count - start, size))
+
+    async def _fill_block(self, block: Block, offset: int) -> int:
+        """Read a block from an aligned offset on; returns how many bytes it has, fewer only at the end of the file."""
+        done = 0
+        while done < self.largest:
+            start = done % self.alignment
+            count = await self._move(Request, block, done - start, self.largest - done + start, offset + done - start)
+            if 0 < count <= start:  # as above
+                return done + await self._cached.read_into(block.memory, self.largest, offset + done, done)
+            if not count:
+                break
+            done += count - start
+        return done
 
     # ---- writing -------------------------------------------------------------------------------
 
@@ -150,8 +167,7 @@ class DirectFile(RawFile):
     async def copy_block(self, target: "DirectFile", offset: int) -> int:
         """Copy at most a block from an aligned offset to the same place in another file; returns how many bytes."""
         with self._pool.lend() as block:
-            _, count = await self._read_block(block, self.largest, offset)
-            return await target._write_block(block, count, offset)
+            return await target._write_block(block, await self._fill_block(block, offset), offset)
 
     async def _write_block(self, block: Block, length: int, offset: int) -> int:
         """Write the first `length` bytes of a block at an aligned offset; returns how many that is."""

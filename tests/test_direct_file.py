@@ -16,6 +16,8 @@ import aiouring
 from aiouring import _direct_file
 from aiouring._block_pool import SIZE
 from aiouring._direct_file import DirectFile, together
+from aiouring._raw_file import RawFile
+from aiouring._request import Request
 
 #: Bytes of the identity check; AIOURING_IDENTITY_MIB=1024 is what FAULTS.md asks for.
 IDENTITY = int(os.environ.get("AIOURING_IDENTITY_MIB", "16")) << 20
@@ -180,6 +182,55 @@ async def test_an_error_gives_the_block_back(
             await file.read_at(1 << 20, 0)
         monkeypatch.undo()
         assert await file.read() == CONTENT
+
+
+@pytest.mark.parametrize("bad", [512, 1536, 4096, SIZE + 512, None])
+async def test_g4_short_before_a_bad_block(
+    ring: aiouring.AsyncRing, numbers: Path, monkeypatch: pytest.MonkeyPatch, bad: int | None
+) -> None:
+    """A direct read that comes back short is no end of the file: what follows is read, copied, or is its error."""
+    move, read = DirectFile._move, RawFile._read
+    choose = random.Random(12)
+
+    def fail() -> None:
+        raise OSError(errno.EIO, "bad block")
+
+    async def short(raw: DirectFile, kind: type[Request], block: Any, start: int, length: int, offset: int) -> int:
+        if kind is Request:
+            if bad is not None and offset <= bad < offset + length:
+                length = bad - offset or fail() or 0
+            elif choose.randrange(2):
+                length = max(512, choose.randrange(length) // 512 * 512)
+        if kind is not Request:
+            return await move(raw, kind, block, start, length, offset)
+        # The kernel takes whole pages; of those, so much is said to have come.
+        return min(length, await move(raw, kind, block, start, -(-length // 4096) * 4096, offset))
+
+    async def cached(raw: RawFile, memory: Any, capacity: int, start: int, length: int, offset: int) -> int:
+        if bad is not None and offset <= bad < offset + length:
+            length = bad - offset or fail() or 0
+        return await read(raw, memory, capacity, start, length, offset)
+
+    monkeypatch.setattr(DirectFile, "_move", short)
+    monkeypatch.setattr(RawFile, "_read", cached)
+    for offset in (0, 100, 513, 1024, 1600, 5000, SIZE + 1000):
+        async with aiouring.open(numbers, "rb", direct=True, ring=ring) as file:
+            await file.seek(offset)
+            if bad is not None and bad >= offset:
+                with pytest.raises(OSError, match="bad block"):
+                    await file.read()
+                with pytest.raises(OSError, match="bad block"):
+                    await file.read_at(len(CONTENT), offset)
+            elif bad is None or bad % 4096:  # else the page that it begins in cannot be read at all
+                assert await file.read() == CONTENT[offset:]
+                assert await file.read_at(SIZE, offset) == CONTENT[offset : offset + SIZE]
+    copying = aiouring.copy_file(numbers, numbers.with_name("copy"), direct=True, ring=ring)
+    if bad is None:
+        assert await copying == len(CONTENT)
+        assert numbers.with_name("copy").read_bytes() == CONTENT
+    else:
+        with pytest.raises(OSError, match="bad block"):
+            await copying
 
 
 async def test_together() -> None:
