@@ -281,7 +281,8 @@ class RawFile:
             if self.closed:
                 return
             if position is not None and self.seekable and not self.owned:
-                os.lseek(self.fd, position, os.SEEK_SET)
+                with contextlib.suppress(OSError):  # its owner has closed it: as the built-in, we have nothing to add
+                    os.lseek(self.fd, position, os.SEEK_SET)
             self._ending = self._driver.loop.create_task(self._close())
         cancelled: asyncio.CancelledError | None = None
         while not self._ending.done():

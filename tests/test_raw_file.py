@@ -285,6 +285,16 @@ async def test_a_descriptor_of_the_callers(ring: aiouring.AsyncRing) -> None:
     os.close(writer)
 
 
+async def test_a_descriptor_that_its_owner_closed_first(ring: aiouring.AsyncRing, numbers: Path) -> None:
+    """A file that has nothing to write closes without complaint, and for good, as the built-in does."""
+    fd = os.open(numbers, os.O_RDONLY)
+    file = await aiouring.open(fd, "rb", closefd=False, ring=ring)
+    assert await file.read(1) == CONTENT[:1]
+    os.close(fd)
+    await file.close()
+    assert file._raw.closed
+
+
 async def test_the_ring_is_closed_first(new_ring: RingFactory, numbers: Path) -> None:
     """Then the file says so, and can still be closed."""
     ring = await new_ring()
