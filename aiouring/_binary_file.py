@@ -215,8 +215,7 @@ class BinaryFile(FileObject[bytes]):
     async def _read_large(self, size: int) -> bytes:
         """More than a block: what is here already, and the rest straight to its place."""
         data = bytes(size)  # not seen by anybody until it is full
-        count = await self._fill(ffi.from_buffer(data), size)
-        return data if count == size else data[:count]
+        return data[: await self._fill(ffi.from_buffer(data), size)]  # itself where it is full
 
     async def _fill(self, memory: Any, size: int) -> int:
         """Fill a C array from the position on, which stays; returns how many bytes."""
@@ -284,6 +283,7 @@ class BinaryFile(FileObject[bytes]):
                 self._ahead.drop()
             if self._buffered:
                 await behind.room()
+                self._check("write")  # closed meanwhile: nobody would write it any more
                 count = behind.accept(data, self._position)
             else:
                 count = await raw.write_at(data, self._position)

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aiouring
+from aiouring._write_behind import WriteBehind
 
 CONTENT = random.Random(1).randbytes(700_000)
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
@@ -225,6 +226,19 @@ async def test_closing_under_a_reader(ring: aiouring.AsyncRing) -> None:
     assert first.errno == errno.ECANCELED
     assert isinstance(second, ValueError)
     os.close(writer)
+
+
+async def test_closing_under_a_writer_who_waits_for_room(
+    ring: aiouring.AsyncRing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What close() would not write any more is refused, not taken and lost."""
+    file = await aiouring.open(tmp_path / "file", "wb", ring=ring)
+    await file.write(b"before")
+    monkeypatch.setattr(WriteBehind, "ready", False)
+    monkeypatch.setattr(WriteBehind, "room", lambda _: file.close())
+    with pytest.raises(ValueError, match="closed file"):
+        await file.write(b"late")
+    assert (tmp_path / "file").read_bytes() == b"before"
 
 
 async def test_modes_and_closed_files(ring: aiouring.AsyncRing, numbers: Path) -> None:
