@@ -164,6 +164,10 @@ class DirectFile(RawFile):
             raise
         return len(view)
 
+    def write_at_once(self, data: Bytes, offset: int) -> None:
+        """As `RawFile.write_at_once()`, through the page cache."""
+        self._cached.write_at_once(data, offset)
+
     async def copy_block(self, target: "DirectFile", offset: int) -> int:
         """Copy at most a block from an aligned offset to the same place in another file; returns how many bytes."""
         with self._pool.lend() as block:

@@ -27,7 +27,7 @@ import os
 import stat
 import warnings
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Protocol
 
 from aiouring._async_ring import AsyncRing
 from aiouring._errors import RingClosedError, kernel_error, note_written_before
@@ -44,6 +44,16 @@ PIECE = 512 * 1024
 _prepare_memory = lib.au_prepare_memory
 _READ = lib.AU_OP_READ
 _WRITE = lib.AU_OP_WRITE
+
+
+class Unwritten(Protocol):
+    """What is still to be written of a file."""
+
+    async def finish(self) -> None:
+        """Write it."""
+
+    def write_at_once(self) -> None:
+        """Write it in this thread."""
 
 
 class RawFile:
@@ -326,19 +336,41 @@ class RawFile:
             with contextlib.suppress(OSError):
                 os.close(self.fd)
 
-    def abandon(self, said: str, work: Any) -> None:
-        """Nobody has the file any more, who should have closed it: warn, and have `work` and the closing done."""
+    def write_at_once(self, data: Bytes, offset: int) -> None:
+        """Write all of `data` in this thread, without the ring: for what nobody is left to wait for."""
+        view = memoryview(data).cast("B")
+        while view:
+            count = os.write(self.fd, view) if self.append else os.pwrite(self.fd, view, offset)
+            view, offset = view[count:], offset + count
+
+    def abandon(self, said: str, work: "Unwritten | None") -> None:
+        """Nobody has the file any more, who should have closed it: warn, and have `work` and the closing done.
+
+        That of a regular file is done here and now, as the built-in does it, for the loop may be about to end; where a
+        task has something in flight, and of a pipe, by the loop.  Errors are the garbage collector's to tell, or the
+        loop's.
+        """
         if self.closed:
             return
         warnings.warn(f"{said} was never closed: use 'async with', or await close()", ResourceWarning, 2)
-        if self._driver.loop.is_closed() or not self._driver.loop.is_running() or self._driver.ring.closed:
+        driver = self._driver
+        ended = driver.loop.is_closed() or not driver.loop.is_running() or driver.ring.closed
+        if not ended and (self._tasks or not self.regular):
+            driver.ask_from_elsewhere(lambda: self.go_on(self._finish(work)))
+            return
+        try:
+            if work is not None and self.regular and lib.au_ring_check(driver._raw) != lib.AU_FORKED:
+                work.write_at_once()  # not in a fork: its parent has the same bytes
+        finally:
             self._close_at_once()
-        else:
-            self._driver.ask_from_elsewhere(lambda: self.go_on(self._finish(work)))
 
-    async def _finish(self, work: Any) -> None:
+    async def _finish(self, work: "Unwritten | None") -> None:
         try:
             if work is not None:
-                await work.flush()
+                await work.finish()
+        except Exception as error:
+            self._driver.loop.call_exception_handler(
+                {"message": f"{self.name!r} was not closed, and what it had could not be written", "exception": error}
+            )
         finally:
             await self.aclose()

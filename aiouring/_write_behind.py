@@ -195,3 +195,9 @@ class WriteBehind:
             await self._wait()
         if not self._pending:
             self._sequence = 0
+
+    def write_at_once(self) -> None:
+        """Write what is not in flight in this thread: nobody is left who could wait for it."""
+        for job in sorted([*self._failed, *self._queue], key=lambda job: job.sequence):
+            self._raw.write_at_once(job.data, job.offset)
+        self._raw.write_at_once(self._pending, self._start)

@@ -332,7 +332,8 @@ async def test_read_again_from_the_beginning(ring: aiouring.AsyncRing, tmp_path:
     """A file that was read to its end, and is read again, gives what it has now: so are files of /proc watched."""
     path = tmp_path / "file"
     path.write_bytes(b"12\n")
-    async with aiouring.open(path, "r" if how == "text" else "rb", ring=ring) as file:
+    mode: Any = "r" if how == "text" else "rb"
+    async with aiouring.open(path, mode, ring=ring) as file:
         for content in (b"12\n", b"34\n", b"5\n", b"67\n8"):
             path.write_bytes(content)
             await file.seek(0)

@@ -192,13 +192,13 @@ async def test_g4_short_before_a_bad_block(
     move, read = DirectFile._move, RawFile._read
     choose = random.Random(12)
 
-    def fail() -> None:
+    def fail() -> int:
         raise OSError(errno.EIO, "bad block")
 
     async def short(raw: DirectFile, kind: type[Request], block: Any, start: int, length: int, offset: int) -> int:
         if kind is Request:
             if bad is not None and offset <= bad < offset + length:
-                length = bad - offset or fail() or 0
+                length = bad - offset or fail()
             elif choose.randrange(2):
                 length = max(512, choose.randrange(length) // 512 * 512)
         if kind is not Request:
@@ -208,7 +208,7 @@ async def test_g4_short_before_a_bad_block(
 
     async def cached(raw: RawFile, memory: Any, capacity: int, start: int, length: int, offset: int) -> int:
         if bad is not None and offset <= bad < offset + length:
-            length = bad - offset or fail() or 0
+            length = bad - offset or fail()
         return await read(raw, memory, capacity, start, length, offset)
 
     monkeypatch.setattr(DirectFile, "_move", short)

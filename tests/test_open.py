@@ -126,7 +126,7 @@ async def test_descriptors(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["ab", "a+b"])
-async def test_appending_to_a_descriptor_that_does_not(ring: aiouring.AsyncRing, tmp_path: Path, mode: str) -> None:
+async def test_appending_to_a_descriptor_that_does_not(ring: aiouring.AsyncRing, tmp_path: Path, mode: Any) -> None:
     """As the built-in does it: writing begins at the file's end, not where the descriptor stands."""
     path = tmp_path / "file"
     path.write_bytes(b"0123456789")

@@ -9,11 +9,12 @@ import random
 import resource
 import signal
 import warnings
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from conftest import RingFactory, open_files
 from file_systems import mounted
 
@@ -340,6 +341,44 @@ async def test_b4_nobody_closed_it(ring: aiouring.AsyncRing, tmp_path: Path) -> 
     while fd in open_files():
         await asyncio.sleep(0.001)
     assert (tmp_path / "file").read_bytes() == b"unwritten"
+
+
+@pytest.mark.parametrize("mode", ["wb", "ab", "w"])
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+def test_b4_nobody_closed_it_and_the_loop_ended(
+    tmp_path: Path, runner: Callable[[Any], Any], mode: str, direct: bool, kept: bool
+) -> None:
+    """What a program wrote and forgot to close is in the file in the end, as with the built-in."""
+    files: list[Any] = []
+
+    async def main() -> None:
+        file: Any = await aiouring.open(tmp_path / "file", mode, direct=direct)
+        await file.write(b"unwritten" if "b" in mode else "unwritten")
+        if kept:
+            files.append(file)
+
+    with pytest.warns(ResourceWarning, match="never closed"):
+        runner(main())
+        files.clear()
+        gc.collect()
+    assert (tmp_path / "file").read_bytes() == b"unwritten"
+
+
+async def test_b4_nobody_closed_it_and_it_cannot_be_written(ring: aiouring.AsyncRing) -> None:
+    """The error of a file that nobody has any more is the loop's to tell."""
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    file = await aiouring.open("/dev/full", "wb", ring=ring)
+    await file.write(b"unwritten")
+    with pytest.warns(ResourceWarning, match="9 bytes unwritten"):
+        del file
+        gc.collect()
+    while not told:
+        await asyncio.sleep(0.001)
+    assert told[0]["exception"].errno == errno.ENOSPC
+    assert "'/dev/full'" in told[0]["message"]
 
 
 @pytest.mark.parametrize("direct", [False, True])
