@@ -251,9 +251,11 @@ class Receiving(Shorthanded):
             self._finish(None)
         elif result == -errno.ENOBUFS:
             self.group.enobufs += 1
-            self._park()
+            if not self.resting:
+                self._park()
         elif result == -errno.EAGAIN:
-            self._start(data_first=DATA_FIRST)
+            if not self.resting:
+                self._start(data_first=DATA_FIRST)
         elif result == -errno.EINTR:
             self._arm()
         elif result == -errno.EINVAL and self._total:

@@ -144,14 +144,16 @@ class Taker:
         self._held.appendleft(rest)
 
     def stop(self) -> None:
-        """Take nothing any more."""
+        """Take nothing any more: what is here, and what the kernel still brings, is nobody's and holds no buffer."""
         self.stopped = True
-        self._receiving.taker = None
+        self._receiving.taker = self._receiving.taker or self.take  # also where it was never started
         self._rest()
+        self.take_soon()
 
     def forget(self) -> None:
         """Whoever was told is not told any more; without this, it would be kept until the next garbage collection."""
         self.received = self.ended = self.failed = _nothing
+        self._receiving.taker = None
 
     def _pop(self) -> bytes:
         """A copy of the next chunk; its buffer goes back to the group."""
@@ -174,12 +176,12 @@ class Taker:
     def _hold(self) -> None:
         """Nobody wants what came: keep a copy, and let the buffers go."""
         receiving = self._receiving
+        self._rest()  # first: whoever takes from the queue arms the receive again
         held = self._held = self._held or deque()
         while receiving._arrivals or receiving._early:
             held.append(self._pop())
         if self.stopped:
-            held.clear()
-        self._rest()
+            self._held = None
 
     def _rest(self) -> None:
         """End the kernel's request, for now.  What it still brings comes here."""

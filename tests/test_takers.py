@@ -4,6 +4,8 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from random import Random
+from typing import Any
 
 import pytest
 
@@ -141,3 +143,74 @@ async def test_what_is_kept_comes_again_first(ring: AsyncRing, pairs: list[tuple
     assert b"".join(got) == bytes(range(200))
     assert ended == [None]
     await connection.aclose()
+
+
+async def settle(ring: AsyncRing) -> None:
+    """Give what is in flight its turns."""
+    for _ in range(8):
+        await ring.nop()
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("options", [{}, {"incremental": True}, {"on_empty": "fallback"}])
+@pytest.mark.parametrize("started", [False, True])
+async def test_what_comes_after_the_stop_holds_no_buffer(
+    ring: AsyncRing, pairs: list[tuple[socket.socket, ...]], options: dict[str, Any], started: bool
+) -> None:
+    """A connection that is being closed, while its peer takes its time to read, keeps no buffer of the group."""
+    group = ring.register_buffer_ring(count=8, size=64, **options)
+    ours, peer = pairs[0]
+    connection = Connection(ring, ours, group)
+    assert isinstance(connection._receiving, Receiving)
+    taker = Taker(connection._receiving, print, print)
+    if started:
+        taker.start(taker.take)
+    await settle(ring)
+    peer.send(bytes(1000))
+    taker.stop()
+    await settle(ring)
+    found = group.statistics()
+    assert (found.in_use, found.parts, found.private) == (0, 0, 0)
+    assert not connection._receiving.armed
+    connection.abort()
+    await connection.wait_closed()
+
+
+async def test_one_who_is_paused_is_brought_no_more(ring: AsyncRing, pairs: list[tuple[socket.socket, ...]]) -> None:
+    """What the kernel had brought is kept; taking it out of the queue does not ask the kernel for more."""
+    group = ring.register_buffer_ring(count=16, size=64)
+    ours, peer = pairs[0]
+    connection = Connection(ring, ours, group, max_pending=2)
+    got: list[bytes] = []
+    taker = taker_of(connection, got.append)
+    await settle(ring)
+    taker.paused = True
+    data = Random(3).randbytes(5000)
+    peer.send(data)
+    await settle(ring)
+    assert taker._held is not None
+    assert len(b"".join(taker._held)) == 2 * 64
+    taker.go_on()
+    while len(b"".join(got)) < len(data):
+        await asyncio.sleep(0)
+    assert b"".join(got) == data
+    connection.abort()
+    await connection.wait_closed()
+
+
+async def test_a_private_receive_that_finds_nothing_is_not_followed_by_another_where_nobody_wants_it(
+    ring: AsyncRing, pairs: list[tuple[socket.socket, ...]]
+) -> None:
+    """Stopped between a private receive's start and its end (EAGAIN), the stream is armed no more."""
+    group = ring.register_buffer_ring(count=1, size=64, on_empty="fallback")
+    pairs[1][1].send(b"x")
+    with await ring.recv(pairs[1][0], group):
+        connection = Connection(ring, pairs[0][0], group)
+        assert isinstance(connection._receiving, Receiving)
+        while connection._receiving._spare is None:
+            await asyncio.sleep(0)
+        Taker(connection._receiving, print, print).stop()
+        await settle(ring)
+        assert not connection._receiving.armed
+        connection.abort()
+        await connection.wait_closed()
