@@ -365,7 +365,7 @@ class Receiving(Shorthanded):
                 kept.append(self._keepsake(self._lend(flags >> _SHIFT, result) if flags else result))
         if kept and not self._driver.closing and self._has_its_file():
             apart = self._keeps_boundaries or keeps_boundaries(self.fd)
-            for data in kept if apart or isinstance(kept[-1], Kept) else [b"".join(kept)]:
+            for data in kept if apart or any(isinstance(data, Kept) for data in kept) else [b"".join(kept)]:
                 self._driver.leftovers.keep(self.fd, data, apart=apart)
 
     def _lend(self, number: int, length: int) -> ProvidedBuffer:

@@ -6,6 +6,7 @@ import gc
 import os
 import socket
 import struct
+import sys
 import threading
 from array import array
 from collections import deque
@@ -724,3 +725,24 @@ class Life:
                 for _ in range(self.random.randrange(len(self.sent) + 1)):
                     with await anext(stream) as message:
                         self.check(bytes(message.view), message.ancillary)
+
+
+async def test_descriptors_of_a_stream_stay_with_the_bytes_they_came_with(ring: aiouring.AsyncRing) -> None:
+    """What nobody took is kept: bytes that came alone, behind those with a descriptor, do not cost that."""
+    group = ring.register_buffer_ring(count=8, size=256)
+    left, right = socket.socketpair()
+    with left, right, open(os.devnull, "rb") as passed:
+        async with ring.recvmsg_multishot(left, group, ancillary_size=64) as stream:
+            await ring.nop()
+            socket.send_fds(right, [b"one"], [passed.fileno()])
+            await ring.nop()
+            right.send(b"two")
+            while stream.pending < 2:
+                await ring.nop()
+        with await ring.recvmsg(left, group, ancillary_size=64) as message:
+            assert bytes(message.view) == b"one"
+            [(_, kind, data)] = message.ancillary
+            assert kind == socket.SCM_RIGHTS
+            os.close(int.from_bytes(data, sys.byteorder))
+        with await ring.recvmsg(left, group, ancillary_size=64) as message:
+            assert bytes(message.view) == b"two"
