@@ -263,7 +263,7 @@ class AsyncRing(
         driver.check()
         requests = [request for request in driver.inflight.values() if request.fd == number]
         evicted = sum(
-            group.evict((number, held), kernel_error(errno.ECANCELED, "cancelled while it waited for a buffer"))
+            group.evict(number, held, kernel_error(errno.ECANCELED, "cancelled while it waited for a buffer"))
             for group in driver.registry.groups.values()
         )
         return evicted + await driver.stop([r for r in requests if held is None or r.file in (None, held)])

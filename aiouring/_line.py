@@ -111,9 +111,9 @@ class Line(Generic[T]):
                 return entry[1]
         return None
 
-    def evict(self, owner: object, error: Exception) -> int:
-        """Those of `owner` get `error`; returns how many there were."""
-        evicted = [entry for entry in self.waiting if entry[2] == owner]
+    def evict(self, belongs: Callable[[Any], bool], error: Exception) -> int:
+        """Those whose owner `belongs` get `error`; returns how many there were."""
+        evicted = [entry for entry in self.waiting if belongs(entry[2])]
         for entry in evicted:
             self.waiting.remove(entry)
             _refuse(entry[1], error)

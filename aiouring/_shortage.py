@@ -87,7 +87,7 @@ class Shortage(Home):
 
         Args:
             ticket: the place in the line, from `draw_ticket()`; the same when the receiver comes back.
-            owner: which receiver this is, for `evict()`.
+            owner: the receiver's descriptor, and the object that it was named by or None; for `evict()`.
             on_empty: overrides the group's own policy.
             refused: the kernel just said ENOBUFS.
 
@@ -132,9 +132,12 @@ class Shortage(Home):
         """A place in the line, behind all that were drawn before."""
         return self._line.draw_ticket()
 
-    def evict(self, owner: object, error: Exception) -> int:
-        """Whoever of `owner` is in line gets `error`; returns how many there were."""
-        return self._line.evict(owner, error)
+    def evict(self, number: int, file: object, error: Exception) -> int:
+        """Whoever is in line for a file gets `error`; returns how many there were.
+
+        One of the two sides may know the file by its number only; two objects with one number are two files.
+        """
+        return self._line.evict(lambda owner: owner[0] == number and (file is None or owner[1] in (None, file)), error)
 
     def dismiss(self, error: Exception) -> None:
         """Whoever waits for a buffer gets `error`."""
