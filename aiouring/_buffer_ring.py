@@ -184,7 +184,7 @@ class BufferRing(Shortage):
         return wanted
 
     def _usually_pending(self) -> int:
-        return min(64, max(1, len(self) // 8))
+        return min(64, max(1, self._capacity // 8))  # a group that may grow does so where that is too many
 
     def most_at_once(self, pending: int) -> int:
         """How many bytes one stream may receive before anybody looks, so that `pending` chunks wait."""

@@ -100,7 +100,7 @@ class IncrementalBufferRing(BufferRing):
 
     def most_at_once(self, pending: int) -> int:
         """How many bytes one stream may receive before anybody looks: an eighth of all, and a buffer at least."""
-        return max(self.size, len(self) * self.size // 8)
+        return max(self.size, self.max_count * self.size // 8)
 
     def _usually_pending(self) -> int:
         return 64  # chunks may be small, so their number says little about buffers
