@@ -30,7 +30,7 @@ from aiouring._buffer_ring import BufferRing, ProvidedBuffer, end_of_stream, pri
 from aiouring._bundle import ProvidedBundle
 from aiouring._errors import BuffersExhaustedError, ResourceBusyError, RingClosedError, kernel_error
 from aiouring._line import wake
-from aiouring._private_receives import DATA_FIRST, Shorthanded
+from aiouring._private_receives import BUNDLE, DATA_FIRST, Shorthanded
 from aiouring._request import Kept, identify, keeps_boundaries
 from aiouring._uring import lib
 
@@ -46,7 +46,6 @@ _RECV = lib.AU_OP_RECV
 _BUFFER = lib.AU_CQE_F_BUFFER
 _MORE = lib.AU_CQE_F_MORE
 _SHIFT = lib.AU_CQE_BUFFER_SHIFT
-_BUNDLE = lib.AU_RECVSEND_BUNDLE << 16  # in what goes into ioprio
 
 #: What came before, for all whom nothing did: an empty deque is larger than all else that an idle connection has.
 _NOTHING: "deque[ProvidedBuffer]" = deque()
@@ -72,7 +71,7 @@ class Receiving(Shorthanded):
         keeps_boundaries: bool,
         bundle: bool = False,
     ) -> None:
-        super().__init__(driver, fd, file, how | (_BUNDLE if bundle else 0))
+        super().__init__(driver, fd, file, how | (BUNDLE if bundle else 0))
         self._retired: Callable[[], object] | None = None
         self._new_future = driver.new_future
         self.group: BufferRing = group
@@ -278,7 +277,10 @@ class Receiving(Shorthanded):
         self._wake()
 
     def failed(self, error: Exception) -> None:
-        """The ring is lost, or was closed: this request will never be heard of again."""
+        """The ring is lost, or was closed: this request will never be heard of again; or it could not be started."""
+        if self.ended and self._spare is not None:  # it never was the kernel's
+            spare, self._spare = self._spare, None
+            spare.release()
         self._over_for_the_kernel()
         self._finish(error)
         self._retire()

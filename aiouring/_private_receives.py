@@ -24,6 +24,8 @@ _WITHOUT_WAITING = int(socket.MSG_DONTWAIT)
 
 #: In a receive's `how`: wait for data before a buffer is looked for.  Since Linux 5.19.
 DATA_FIRST = lib.AU_RECVSEND_POLL_FIRST << 16
+#: In a stream's `how`: one completion may bring several buffers.  Since Linux 6.10.
+BUNDLE = lib.AU_RECVSEND_BUNDLE << 16
 
 
 class PrivateReceive(Receive):
@@ -141,8 +143,8 @@ class Shorthanded(Request):
 
     def _start_privately(self, spare: "ProvidedBuffer") -> None:
         """Receive what is there into `spare`, which is this request's until its completion has arrived."""
-        size = self.group.size
-        arguments = (lib.AU_OP_RECV, self.fd, spare.memory(), size, 0, size, 0, _WITHOUT_WAITING, self._how)
+        size, how = self.group.size, self._how & ~BUNDLE  # there is one buffer
+        arguments = (lib.AU_OP_RECV, self.fd, spare.memory(), size, 0, size, 0, _WITHOUT_WAITING, how)
         self._spare = spare
         self._driver.start(self, _prepare_memory, *arguments)
 

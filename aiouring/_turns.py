@@ -290,6 +290,7 @@ class Turns:
             request.check_file()
             self.start(request, prepare, *arguments)
         except (OSError, RuntimeError, ValueError) as error:
+            request.ended = True
             request.failed(error)  # its file was closed meanwhile, say
 
     def cancel_soon(self, request: Request) -> None:

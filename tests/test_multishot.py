@@ -2,14 +2,20 @@
 
 import asyncio
 import errno
+import mmap
 import os
 import socket
+import struct
+from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import pytest
 from conftest import RingFactory
 
 import aiouring
+from aiouring._abi import Opcode
+from aiouring._uring import lib
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -320,3 +326,136 @@ async def test_a8_cancelled_in_the_turn_that_ends_the_kernels_request(ring: aiou
             with await ring.recv(pair[0], group) as chunk:
                 got = bytes(chunk.view)
         assert got == b"aaaa"
+
+
+# ---- what the kernel is told --------------------------------------------------------------------
+
+_SELECT = lib.AU_SQE_BUFFER_SELECT
+_MULTISHOT, _BUNDLE, _POLL_FIRST = lib.AU_RECV_MULTISHOT, lib.AU_RECVSEND_BUNDLE, lib.AU_RECVSEND_POLL_FIRST
+_AT_ENTRIES = 0x10000000  # IORING_OFF_SQES
+
+
+def entry_of_the_only_request(ring: aiouring.AsyncRing) -> tuple[int, int, int, int]:
+    """Opcode, flags, ioprio and the operation's own flags, as they stand in the submission queue."""
+    driver = ring._driver
+    assert driver is not None
+    [request] = driver.inflight.values()
+    size = 64 * driver.ring.entries
+    with mmap.mmap(driver.ring.fd, size, mmap.MAP_SHARED, mmap.PROT_READ, offset=_AT_ENTRIES) as entries:
+        for at in range(0, size, 64):
+            if struct.unpack_from("=Q", entries, at + 32)[0] == request.user_data:
+                return (*struct.unpack_from("=BBH", entries, at), *struct.unpack_from("=I", entries, at + 28))
+    raise AssertionError(f"{request!r} is in no entry")
+
+
+@pytest.mark.parametrize(
+    ("begin", "expected"),
+    [
+        (lambda ring, sock, group: ring.recv_multishot(sock, group), (Opcode.RECV, _SELECT, _MULTISHOT, 0)),
+        (
+            lambda ring, sock, group: ring.recv_multishot(sock, group, bundle=True),
+            (Opcode.RECV, _SELECT, _MULTISHOT | _BUNDLE, 0),
+        ),
+        (lambda ring, sock, group: ring.read_multishot(sock, group), (Opcode.READ_MULTISHOT, _SELECT, 0, 0)),
+        (
+            lambda ring, sock, group: ring.recvmsg_multishot(sock, group),
+            (Opcode.RECVMSG, _SELECT, _MULTISHOT, socket.MSG_CMSG_CLOEXEC),
+        ),
+    ],
+    ids=["recv", "bundles", "read", "recvmsg"],
+)
+async def test_entries_that_stay_armed(
+    ring: aiouring.AsyncRing, pair: Pair, begin: Callable[..., aiouring.ReceiveStream[Any]], expected: tuple[int, ...]
+) -> None:
+    """Each kind of stream says what it is, with these flags and no others, also when it is armed again."""
+    group = ring.register_buffer_ring(count=8, size=256)
+    stream = begin(ring, pair[0], group)
+    assert entry_of_the_only_request(ring) == expected
+    await ring.nop()
+    first = stream._receiving.user_data
+    stream._receiving._driver.cancel_soon(stream._receiving)
+    stream._receiving._stopping = True  # as where enough is queued
+    while stream._receiving.user_data == first:
+        await asyncio.sleep(0)
+    assert entry_of_the_only_request(ring) == expected
+    await stream.aclose()
+
+
+@pytest.mark.parametrize("bundle", [False, True])
+async def test_entries_that_take_the_place_of_one_refused(
+    ring: aiouring.AsyncRing, pair: Pair, *, bundle: bool
+) -> None:
+    """A private receive selects no buffer, brings no bundle and does not wait; what follows it waits for data first."""
+    group = ring.register_buffer_ring(count=1, size=64, on_empty="fallback")
+    pair[0].send(b"x")
+    with await ring.recv(pair[1], group):
+        stream: aiouring.ReceiveStream[Any]
+        sock = pair[0]
+        stream = ring.recv_multishot(sock, group, bundle=True) if bundle else ring.recv_multishot(sock, group)
+        receiving = stream._receiving
+        while receiving._spare is None:
+            await asyncio.sleep(0)
+        assert entry_of_the_only_request(ring) == (Opcode.RECV, 0, 0, socket.MSG_DONTWAIT)
+        while receiving._spare is not None:
+            await asyncio.sleep(0)
+        kind = _MULTISHOT | _POLL_FIRST | (_BUNDLE if bundle else 0)
+        assert entry_of_the_only_request(ring) == (Opcode.RECV, _SELECT, kind, 0)
+    await stream.aclose()
+
+
+# ---- receives that could not begin, were called off, or may have more than there is ---------------
+
+
+async def test_a_private_receive_that_cannot_begin_gives_its_memory_back(new_ring: RingFactory, pair: Pair) -> None:
+    """The queue was full, and the descriptor is another file's by the time there is room."""
+    ring = await new_ring(entries=1)
+    group = ring.register_buffer_ring(count=2, size=1, on_empty="fallback")
+    pair[0].send(b"xx")
+    others = socket.socketpair()
+    with await ring.recv(pair[1], group), await ring.recv(pair[1], group), others[0], others[1]:
+        numbers = [os.dup(pair[0].fileno()), os.dup(others[0].fileno())]
+        streams = [ring.recv_multishot(number, group) for number in numbers]
+        for _ in range(20):
+            await ring.nop()  # both wait for data by now
+        pair[1].send(b"y")
+        others[1].send(b"y")
+        driver = ring._driver
+        assert driver is not None
+        while not driver._starts_due:
+            await asyncio.sleep(0)
+        assert group.statistics().private == 2
+        for number in numbers:
+            os.close(number)
+        for stream in streams:
+            with pytest.raises(OSError, match="closed|Bad file"):
+                await anext(stream)
+        assert group.statistics().private == 0
+        for stream in streams:
+            await stream.aclose()
+
+
+@pytest.mark.parametrize("by_number", [False, True])
+async def test_c9_a_parked_stream_is_cancelled_by_either_name(
+    ring: aiouring.AsyncRing, pair: Pair, *, by_number: bool
+) -> None:
+    """Whoever waits in line for a buffer is found by the socket and by its number, however it was named."""
+    group = ring.register_buffer_ring(count=1, size=64)
+    pair[0].send(b"x")
+    with await ring.recv(pair[1], group):
+        pair[1].send(b"y")
+        number = pair[0].fileno()
+        stream = ring.recv_multishot(number if by_number else pair[0], group)
+        waiting = asyncio.ensure_future(anext(stream))
+        while not group.statistics().waiting:
+            await ring.nop()
+        assert await ring.cancel(pair[0] if by_number else number) == 1
+        with pytest.raises(OSError, match="cancelled") as caught:
+            await waiting
+        assert caught.value.errno == errno.ECANCELED
+        await stream.aclose()
+
+
+async def test_the_default_of_a_growing_group_is_that_of_a_grown_one(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """A stream that begins while a group is small is not kept short for ever."""
+    groups = [ring.register_buffer_ring(count=count, size=64, max_count=512) for count in (8, 512)]
+    assert [group.most_pending(None) for group in groups] == [64, 64]
