@@ -126,13 +126,22 @@ async def test_receive(ring: AsyncRing) -> None:
     group = ring.register_buffer_ring(count=16, size=64)
     left, right = await secure_pair(ring, group)
     message = bytes(range(256)) * 4
+    feeding: asyncio.Future[None]
+
+    async def feed() -> None:
+        for at in range(0, len(message), 128):  # a record, and a wait, each
+            await right.send(message[at : at + 128])
+            for _ in range(3):
+                await ring.nop()
 
     async def prepare() -> Any:
-        right.write(message)
+        nonlocal feeding
+        feeding = asyncio.ensure_future(feed())
         return left.receive_exactly(len(message))
 
     async def check(run: CancelledAt) -> None:
         assert (await left.receive_exactly(len(message)) if run.cancelled else run.result) == message
+        await feeding
         assert left.statistics().pending == 0
 
     async with left, right:
