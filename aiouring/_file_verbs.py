@@ -70,7 +70,7 @@ class FileVerbs(Verbs):
         if offset is None:
             if self._receiving and fd in self._receiving:
                 await self._after_stream(fd)
-            if driver.leftovers.kept and (data := driver.leftovers.take(number, length)):
+            if driver.leftovers.kept and (data := driver.leftovers.take(number, length)) is not None:
                 return fill(memory, data)
             request: Request = Read(number, file, memory, lease)
         else:
@@ -125,7 +125,7 @@ class FileVerbs(Verbs):
         most = group.size if length is None else length
         check_size("length", most, group.size)
         driver = self._driver or self._bound()
-        if offset is None and driver.leftovers.kept and (data := driver.leftovers.take(number, most)):
+        if offset is None and driver.leftovers.kept and (data := driver.leftovers.take(number, most)) is not None:
             return private_copy(data)
         request = ProvidedRead(number, file, group, at_position=offset is None)
         arguments = (_READ, number, group.raw, most, file_offset(offset), 0, how)
@@ -234,7 +234,7 @@ class FileVerbs(Verbs):
         if kind is Request and offset is None:
             if driver.leftovers.kept and 0 <= start <= start + length <= len(buffer):
                 data = driver.leftovers.take(number, length)
-                if data:
+                if data is not None:
                     return fill(memory + start, data)
             kind, hold = Read, memory + start if 0 <= start <= len(buffer) else memory
         else:

@@ -146,7 +146,7 @@ class Receiving(Shorthanded):
 
     def _bring_back(self) -> None:
         """What came for a receive before this one comes first."""
-        while data := self._driver.leftovers.take(self.fd, self.group.size):
+        while (data := self._driver.leftovers.take(self.fd, self.group.size)) is not None:
             self._early.append(private_copy(data))
 
     def _raise(self) -> NoReturn:
@@ -365,6 +365,8 @@ class Receiving(Shorthanded):
             result, flags = self._arrivals.pop(0)
             if flags or result != 0:
                 kept.append(self._keepsake(self._lend(flags >> _SHIFT, result) if flags else result))
+            else:
+                kept.append(b"")  # an empty datagram
         if kept and not self._driver.closing and self._has_its_file():
             apart = self._keeps_boundaries or keeps_boundaries(self.fd)
             for data in kept if apart or any(isinstance(data, Kept) for data in kept) else [b"".join(kept)]:

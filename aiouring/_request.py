@@ -330,12 +330,12 @@ class Leftovers:
         queue.append(data)
         self.kept[int(fd)] = (identity, queue)
 
-    def take(self, fd: int, most: int) -> bytes:
-        """The first `most` bytes kept for `fd`, or of the first message, taken out; empty if there are none."""
+    def take(self, fd: int, most: int) -> bytes | None:
+        """The first `most` bytes kept for `fd`, or of the first message, taken out; None if there are none."""
         while (data := self.take_message(fd, most)) is not None:
-            if data:
+            if data or not most or (isinstance(data, Kept) and data.whole):  # else it is control data alone
                 return data[:most]
-        return b""
+        return None
 
     def take_message(self, fd: int, most: int, *, peek: bool = False) -> bytes | None:
         """The first message kept for `fd`, taken out whole, or `most` bytes of a stream; None if there is nothing."""

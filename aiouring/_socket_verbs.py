@@ -104,7 +104,7 @@ class SocketVerbs(Verbs):
             await self._after_stream(sock)
         self._receiving[sock] = None
         try:
-            if driver.leftovers.kept and (data := driver.leftovers.take(number, group.size)):
+            if driver.leftovers.kept and (data := driver.leftovers.take(number, group.size)) is not None:
                 return private_copy(data)
             request = ProvidedReceive(number, file, group)
             ticket, armed_how = 0, how
@@ -202,7 +202,7 @@ class SocketVerbs(Verbs):
             await self._after_stream(sock)
         self._receiving[sock] = None
         try:
-            if driver.leftovers.kept and (data := driver.leftovers.take(number, length)):
+            if driver.leftovers.kept and (data := driver.leftovers.take(number, length)) is not None:
                 return fill(memory, data)
             return await driver.perform(
                 Receive(number, file, memory, lease),

@@ -120,7 +120,7 @@ class VectorVerbs(Verbs):
         driver = self._driver or self._bound()
         if offset is None and driver.leftovers.kept:
             data = driver.leftovers.take(number, sum(len(part) for part in parts))
-            if data:
+            if data is not None:
                 return spread(parts, data)
         request = (ReadPartsNow if flags & lib.AU_RWF_NOWAIT else ReadParts)(number, file, message)
         request.parts, request.at_position = parts, offset is None
@@ -182,7 +182,7 @@ class VectorVerbs(Verbs):
         kind, how = special(Request, how, flags, background=background)
         request = kind(number, file, vector, buffer)
         if offset is None:
-            if driver.leftovers.kept and (data := driver.leftovers.take(number, vector.total)):
+            if driver.leftovers.kept and (data := driver.leftovers.take(number, vector.total)) is not None:
                 return scatter(memory, vector, data)
             request = read = (ReadRangesNow if flags & lib.AU_RWF_NOWAIT else ReadRanges)(number, file, memory, buffer)
             read.vector = vector

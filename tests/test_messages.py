@@ -60,7 +60,7 @@ def test_messages_are_kept_whole() -> None:
             for data in (b"one", b"two"):
                 leftovers.keep(left.fileno(), data)
             assert leftovers.take(left.fileno(), 3) == expected[0]
-            rest = leftovers.take(left.fileno(), 2) + leftovers.take(left.fileno(), 2)
+            rest = (leftovers.take(left.fileno(), 2) or b"") + (leftovers.take(left.fileno(), 2) or b"")
             assert rest == expected[1], "a message is cut off, a stream is not"
 
 

@@ -257,3 +257,42 @@ async def test_a_kernel_without_it(ring: aiouring.AsyncRing, pair: Pair, monkeyp
     pair[1].send(b"x")
     with await ring.recv(pair[0], group) as chunk:
         assert len(chunk) == 1
+
+
+async def test_empty_datagrams_that_nobody_took_are_kept(ring: aiouring.AsyncRing) -> None:
+    """Each is the next receive's, in its place, whichever kind of receive that is."""
+    group = ring.register_buffer_ring(count=8, size=256)
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with left, right:
+        sent = [b"", b"one", b"", b"", b"two", b"", b"three"]
+        async with ring.recv_multishot(left, group, max_pending=16) as stream:
+            for message in sent:
+                right.send(message)
+            while stream.pending < len(sent):
+                await ring.nop()
+        with await ring.recv(left, group) as chunk:
+            assert bytes(chunk.view) == sent[0]
+        memory = bytearray(10)
+        assert [await ring.recv_into(left, memory) for _ in range(2)] == [3, 0]
+        async with ring.recv_multishot(left, group) as stream:
+            got = []
+            for _ in range(2):
+                with await anext(stream) as chunk:
+                    got.append(bytes(chunk.view))
+            assert got == sent[3:5]
+        async with ring.recvmsg_multishot(left, group) as messages:
+            for expected in sent[5:]:
+                with await anext(messages) as received:
+                    assert bytes(received.view) == expected
+
+
+async def test_a_receive_of_no_bytes_leaves_what_is_kept(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """It returns 0 at once, and takes nothing of what nobody took before."""
+    group = ring.register_buffer_ring(count=8, size=64)
+    async with ring.recv_multishot(pair[0], group) as stream:
+        pair[1].send(b"kept")
+        while not stream.pending:
+            await ring.nop()
+    assert await ring.recv_into(pair[0], bytearray()) == 0
+    memory = bytearray(10)
+    assert await ring.recv_into(pair[0], memory) == 4

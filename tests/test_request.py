@@ -35,14 +35,14 @@ def test_leftovers_come_back_in_order() -> None:
     leftovers = Leftovers()
     left, right = socket.socketpair()
     assert not leftovers.kept
-    assert leftovers.take(left.fileno(), 9) == b""
+    assert leftovers.take(left.fileno(), 9) is None
     leftovers.keep(left.fileno(), b"abc")
     leftovers.keep(left.fileno(), b"def")
     leftovers.keep(right.fileno(), b"other")
     assert leftovers.kept
     assert leftovers.take(left.fileno(), 4) == b"abcd"
     assert leftovers.take(left.fileno(), 4) == b"ef"
-    assert leftovers.take(left.fileno(), 4) == b""
+    assert leftovers.take(left.fileno(), 4) is None
     assert leftovers.take(right.fileno(), 99) == b"other"
     assert not leftovers.kept
     left.close()
@@ -58,10 +58,10 @@ def test_leftovers_are_never_another_files() -> None:
     left.close()
     reader, writer = os.pipe()
     os.dup2(reader, number)
-    assert leftovers.take(number, 99) == b""
+    assert leftovers.take(number, 99) is None
     leftovers.keep(number, b"pipe's")
     leftovers.forget(number)
-    assert leftovers.take(number, 99) == b""
+    assert leftovers.take(number, 99) is None
     os.close(number)
     leftovers.keep(number, b"nobody's")
     assert not leftovers.kept
