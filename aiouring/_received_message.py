@@ -140,7 +140,8 @@ class ProvidedMessage(ReceiveMessage):
             return ReceivedMessage(NOWHERE, EMPTY, 0, 0, 0, beside, 0)
         buffer = self.group.take(self.flags, min(self.result, self.group.size))
         buffer.hand_over()  # the message has it
-        return ReceivedMessage(self.group, self.group.arena, buffer.number, buffer.length, 0, beside, self.result)
+        message = ReceivedMessage(self.group, self.group.arena, buffer.number, buffer.length, 0, beside, self.result)
+        return self.group.noted(message)
 
     def unclaimed(self, leftovers: Leftovers) -> None:
         """Keep the message, with what came beside it, and give the buffer back."""
@@ -170,7 +171,7 @@ def message_in(group: BufferRing, number: int, result: int, name_size: int, cont
         control = exporter[HEADER_BYTES + name_size : HEADER_BYTES + name_size + control_length]
         beside.ancillary, beside.descriptors = unpack_ancillary(control)
     if result > start:
-        return ReceivedMessage(group, group.arena, number, result - start, start, beside, size)
+        return group.noted(ReceivedMessage(group, group.arena, number, result - start, start, beside, size))
     group.take_back(number)
     return ReceivedMessage(NOWHERE, EMPTY, 0, 0, 0, beside, size)
 

@@ -22,7 +22,7 @@ How this fits together
    unless a buffer of the group is there before.  So what is handed over is None, go and ask the group, or the lease.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from aiouring._errors import BuffersExhaustedError, RingClosedError
 from aiouring._lease import Arena, Home
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 #: How many buffers a group grows by at once: to make one takes a microsecond.
 GROWTH_STEP = 256
+
+Lent = TypeVar("Lent", bound="ProvidedBuffer")
 
 OnEmpty = Literal["wait", "raise", "fallback"]
 
@@ -198,6 +200,12 @@ class Shortage(Home):
             self._watch = Watch(self.group_id, self.lease, self.take_back, self._held_up, seconds)
             own["lease"] = self._watch.lend
             own["take_back"] = self._watch.take_back
+
+    def noted(self, lease: "Lent") -> "Lent":
+        """The same lease, which was not made by `lease()`, as a message; somebody may want to know who has it."""
+        if self._watch is not None:
+            self._watch.note(lease.number, lease)
+        return lease
 
     # ---- private buffers -----------------------------------------------------------------------
 

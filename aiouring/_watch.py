@@ -65,11 +65,15 @@ class Watch:
 
     def lend(self, home: "Home", arena: "Arena", number: int, length: int) -> "ProvidedBuffer":
         """Make a lease, and note who has it."""
-        self.look()
         lease = self._lease(home, arena, number, length)
+        self.note(number, lease)
+        return lease
+
+    def note(self, number: int, lease: "ProvidedBuffer") -> None:
+        """Note who has a lease that begins."""
+        self.look()
         self._forget(number)
         self._held[number] = _Held(weakref.ref(lease), self.clock(), _caller())
-        return lease
 
     def take_back(self, number: int) -> None:
         """Take a buffer back as the group does; its lease has ended."""

@@ -260,3 +260,24 @@ async def test_parts_are_watched(ring: aiouring.AsyncRing, pair: Pair, said: Mes
         chunk.release()
     assert [message.split(", which")[0] for message in said.take()] == ["buffer 0 of group 0 was held for 6.0 s"]
     assert group.statistics().oldest_lease == 0
+
+
+@pytest.mark.parametrize("multishot", [False, True])
+async def test_messages_are_seen(ring: aiouring.AsyncRing, pair: Pair, said: Messages, *, multishot: bool) -> None:
+    """A message holds a buffer as a chunk does, whichever verb received it."""
+    group = ring.register_buffer_ring(count=4, size=256)
+    group.held_too_long = 5
+    clock = Clock(group)
+    pair[1].send(b"message")
+    if multishot:
+        async with ring.recvmsg_multishot(pair[0], group) as stream:
+            message = await anext(stream)
+    else:
+        message = await ring.recvmsg(pair[0], group)
+    clock.now += 6
+    assert group.statistics().oldest_lease == 6
+    [text] = said.take()
+    assert "test_messages_are_seen" in text
+    message.release()
+    assert said.take() == []
+    assert group.statistics().oldest_lease == 0
