@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from random import Random
@@ -16,7 +17,7 @@ from aiouring import BufferRing, Connection, ProvidedBuffer
 
 Next = Callable[[], Awaitable[ProvidedBuffer]]
 
-SEEDS = range(8)
+SEEDS = range(int(os.environ.get("AIOURING_SEEDS", "8")))
 
 
 async def check_stream(random: Random, following: Next, expected: bytes, held: list[ProvidedBuffer], most: int) -> int:
@@ -196,3 +197,122 @@ async def test_connections(new_ring: RingFactory, seed: int, incremental: bool) 
     assert not ring._driver.senders
     assert ring.statistics().in_flight == 0
     assert group.statistics().in_use == group.statistics().parts == 0
+
+
+# ---- protocols, and groups of every kind ------------------------------------------------------------
+
+
+class Moody(asyncio.Protocol):
+    """Compares what it is given, writes some of it back, pauses and goes on as it likes."""
+
+    def __init__(self, random: Random, expected: bytes) -> None:
+        self.random = random
+        self.expected = expected
+        self.count = 0
+        self.paused = self.ended = False
+        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, aiouring.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        assert not self.ended
+        assert not self.paused
+        assert data == self.expected[self.count : self.count + len(data)], f"at byte {self.count}"
+        self.count += len(data)
+        self.transport.write(data)
+        if self.random.random() < 0.2:
+            self.paused = True
+            self.transport.pause_reading()
+            asyncio.ensure_future(self.go_on())  # noqa: RUF006 - the loop keeps it while it sleeps
+
+    async def go_on(self) -> None:
+        for _ in range(self.random.choice((0, 1, 3, 20))):
+            await asyncio.sleep(0)
+        self.paused = False
+        self.transport.resume_reading()
+
+    def eof_received(self) -> bool:
+        self.ended = True
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set_result(exc)
+
+
+async def talk(random: Random, ring: aiouring.AsyncRing, group: BufferRing) -> None:
+    """One protocol that echoes to a peer that compares; or that is closed, or aborted, somewhere in the middle."""
+    left, right = socket.socketpair()
+    left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, random.choice((4096, 200_000)))
+    right.setblocking(False)
+    data = random.randbytes(random.choice((1, 2000, 20_000)))
+    loop = asyncio.get_running_loop()
+    bundle = random.random() < 0.5
+    connection = Connection(ring, left, group, max_pending=random.choice((None, 1, 3, 100)), bundle=bundle)
+    protocol = Moody(random, data)
+    feeding = asyncio.ensure_future(feed(random, right, data))
+    for _ in range(random.choice((0, 5))):
+        await asyncio.sleep(0)
+    transport = aiouring.Transport(connection, protocol)
+    back, rude = b"", random.random() < 0.4
+    stays = random.randrange(len(data) + 1) if rude else len(data)
+    while len(back) < stays:
+        back += await loop.sock_recv(right, 10_000)
+    assert data.startswith(back)
+    if rude and random.random() < 0.5:
+        transport.abort()
+        assert await protocol.lost is None
+        feeding.cancel()
+    else:
+        transport.close()
+        for _ in range(random.choice((0, 30))):
+            await asyncio.sleep(0)
+        feeding.cancel()
+        while not protocol.lost.done():  # what was written is sent before
+            try:
+                back += (more := await loop.sock_recv(right, 10_000))
+            except ConnectionResetError:
+                break
+            if not more:
+                break
+        assert data.startswith(back)
+        await protocol.lost
+    await asyncio.wait([feeding])
+    await connection.wait_closed()
+    right.close()
+
+
+OPTIONS: list[dict[str, object]] = [
+    {},
+    {"on_empty": "fallback"},
+    {"max_count": 64},
+    {"max_count": 64, "on_empty": "fallback"},
+]
+
+
+@pytest.mark.parametrize("incremental", [False, True])
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_everything_on_one_group(new_ring: RingFactory, seed: int, incremental: bool) -> None:
+    """Protocols, connections, streams and single receives, on groups that wait, fall back and grow, watched or not."""
+    random = Random(f"all {seed}")
+    ring = await new_ring(entries=random.choice((4, 64)), cq_entries=random.choice((4, 16, 256)))
+    count, options = random.choice((2, 4, 16)), random.choice(OPTIONS)
+    group = ring.register_buffer_ring(count=count, size=random.choice((16, 64)), incremental=incremental, **options)
+    other = ring.register_buffer_ring(count=2, size=64)
+    if random.random() < 0.3:
+        group.held_too_long = 60.0
+    async with asyncio.timeout(30):
+        for batch in range(2):
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(3):
+                    one = Random(f"{seed}.{batch}.{number}")
+                    tasks.create_task(talk(one, ring, group))
+                    tasks.create_task(converse(Random(f"c{seed}.{batch}.{number}"), ring, group, other))
+                data = Random(seed).randbytes(2000)
+                tasks.create_task(read_in_turns(Random(f"r{seed}.{batch}"), ring, group, data))
+    assert ring._driver is not None
+    assert not ring._driver.senders
+    assert ring.statistics().in_flight == 0
+    found = group.statistics()
+    assert (found.in_use, found.parts, found.private, found.waiting) == (0, 0, 0, 0)
