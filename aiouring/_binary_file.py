@@ -15,6 +15,7 @@ import os
 from typing import Any
 
 from aiouring._file_object import FileObject
+from aiouring._new_bytes import new_bytes
 from aiouring._raw_file import RawFile
 from aiouring._read_ahead import ReadAhead
 from aiouring._uring import ffi
@@ -111,7 +112,7 @@ class BinaryFile(FileObject[bytes]):
             elif size > self._raw.largest and self._raw.regular:
                 data = await self._read_large(size)
             else:
-                data = await self._read_ahead(size)
+                data = await self._ahead.read(self._position, size)
             self._position += len(data)
             return data
 
@@ -177,7 +178,8 @@ class BinaryFile(FileObject[bytes]):
         """
         if self._closed or not self._readable:
             self._check("read")
-        self._check_place(size, offset)
+        if size < 0 or offset < 0 or not self._raw.seekable:
+            self._check_place(size, offset)
         if self._behind.dirty:
             await self._behind.flush()
         return await self._raw.read_at(size, offset)
@@ -201,20 +203,12 @@ class BinaryFile(FileObject[bytes]):
             self._position = self._raw.appended()
             self._appended = False
 
-    async def _read_ahead(self, size: int) -> bytes:
-        ahead, position = self._ahead, self._position
-        while True:
-            ahead.go_to(position)
-            missing = position + size - ahead.end
-            if missing <= 0 or not await ahead.more(missing):
-                return ahead.take(position, size)
-
     async def _read_unbuffered(self, size: int) -> bytes:
         return await (self._raw.read_at if self._raw.regular else self._raw.read_some)(size, self._position)
 
     async def _read_large(self, size: int) -> bytes:
         """More than a block: what is here already, and the rest straight to its place."""
-        data = bytes(size)  # not seen by anybody until it is full
+        data = new_bytes(size)  # not seen by anybody until it is full
         return data[: await self._fill(ffi.from_buffer(data), size)]  # itself where it is full
 
     async def _fill(self, memory: Any, size: int) -> int:
@@ -223,7 +217,7 @@ class BinaryFile(FileObject[bytes]):
         if large := size > raw.largest and raw.regular:
             data = ahead.take(self._position, size)
         else:
-            data = await (self._read_ahead(size) if self._buffered else self._read_unbuffered(size))
+            data = await (ahead.read(self._position, size) if self._buffered else self._read_unbuffered(size))
         ffi.memmove(memory, data, len(data))
         return len(data) + (await raw.read_into(memory, size, self._position + len(data), len(data)) if large else 0)
 

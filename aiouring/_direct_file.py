@@ -27,6 +27,7 @@ from typing import Any
 from aiouring._async_ring import AsyncRing
 from aiouring._block_pool import SIZE, Block, block_pool
 from aiouring._errors import note_written_before
+from aiouring._new_bytes import new_bytes
 from aiouring._raw_file import RawFile
 from aiouring._request import Request, Write
 from aiouring._stat import StatxResult
@@ -86,7 +87,7 @@ class DirectFile(RawFile):
 
     async def read_at(self, size: int, offset: int) -> bytes:
         """As `RawFile.read_at()`."""
-        data = bytes(size)
+        data = new_bytes(size)
         count = await self.read_into(ffi.from_buffer(data), size, offset)
         return data if count == size else data[:count]
 

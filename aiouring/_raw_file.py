@@ -9,6 +9,14 @@ Ownership.
    copied.)  The request holds it until its final completion.  When the await was cancelled, nobody ever sees it.
 3. What is written is exported by its request, until the request's final completion.
 
+What is in the page cache of a regular file is read without a request: preadv2(RWF_NOWAIT) makes the same attempt that
+the kernel makes when such a read is submitted, also in the loop's thread, and the future and the turn of the loop are
+spared.  It never waits for the disk; what it does not get, a request gets, and what it finds wrong, a request finds, so
+errors are those of requests alone.  One turn of the ring gives away AU_CACHED_MAX bytes at most (each read counts 4096
+more): then a request is made, and others have their turn.  Measured, 4 KiB at random offsets, microseconds each:
+a request 7.0 at depth 1 and 3.6 at depth 32, like this 2.2 and 2.4; os.pread() itself 1.25.  Files that IOSQE_ASYNC
+is for (FUSE) are not read like this, nor those with O_DIRECT, where the same call would wait for the disk.
+
 A request is for at most PIECE bytes: the kernel copies from and to the page cache while it is being submitted, in
 the loop's thread, and that much takes it 0.05 ms.  Measured with 256 MiB in the page cache, read from front to back,
 divided by the built-in open() with the same size (read 64 KiB, 1 MiB at a time); and the longest pause of the loop
@@ -23,6 +31,7 @@ while 32 files that were not cached were read:
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 import warnings
@@ -33,6 +42,7 @@ from aiouring._async_ring import AsyncRing
 from aiouring._errors import RingClosedError, kernel_error, note_written_before
 from aiouring._features import has
 from aiouring._file_system import waits_within_submission
+from aiouring._new_bytes import new_bytes
 from aiouring._request import Request, Write
 from aiouring._stat import StatxResult
 from aiouring._uring import ffi, lib
@@ -42,6 +52,7 @@ from aiouring._verbs import Bytes
 PIECE = 512 * 1024
 
 _prepare_memory = lib.au_prepare_memory
+_read_cached = lib.au_read_cached
 _READ = lib.AU_OP_READ
 _WRITE = lib.AU_OP_WRITE
 
@@ -89,6 +100,7 @@ class RawFile:
         self._ending: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.kind = 0  # as `stat.S_IFMT()` says it; `look()` finds out
+        self.cached = False  # whether what is in its page cache is read without a request; `look()` finds out
         self.size = 0  # of a regular file, as last seen: a hint
         self.start = 0
         try:
@@ -127,25 +139,54 @@ class RawFile:
             except OSError as error:
                 self.named(error)
                 raise
-        data = bytes(size)  # not seen by anybody until it is full, see the module's header
+        data = new_bytes(size)  # not seen by anybody until it is full, see the module's header
         count = await self._read(ffi.from_buffer(data), size, 0, size, offset)
         return data if count == size else data[:count]
 
     async def read_at(self, size: int, offset: int) -> bytes:
         """`size` bytes from `offset` on; fewer only at the end of the file."""
-        data = bytes(size)
+        data = new_bytes(size)
+        count = self.take_cached(data, size, 0, size if size < PIECE else PIECE, offset) if self.cached else 0
+        if count == size:
+            return data
         memory, fd = ffi.from_buffer(data), self.fileno()
-        first = min(size, PIECE)
-        try:  # what _read() does, without the call: this is what io_uring is best at
-            count = await self._driver.perform(
-                Request(fd, self, memory), _prepare_memory, _READ, fd, memory, size, 0, first, offset, 0, self.how
-            )
-        except OSError as error:
-            self.named(error)
-            raise
+        if count <= 0:
+            first = min(size, PIECE)
+            try:  # what _read() does, without the call: this is what io_uring is best at
+                count = await self._driver.perform(
+                    Request(fd, self, memory), _prepare_memory, _READ, fd, memory, size, 0, first, offset, 0, self.how
+                )
+            except OSError as error:
+                self.named(error)
+                raise
         if 0 < count < size:
             count += await self.read_into(memory, size, offset + count, count)
         return data if count == size else data[:count]
+
+    async def read_cached(self, size: int, offset: int) -> bytes:
+        """`size` bytes from `offset` on, and at most `largest`, if all of them are in the page cache; else none."""
+        data = new_bytes(size)
+        count = self.take_cached(data, size, 0, size, offset)
+        if count == lib.AU_FULL:  # it is others' turn
+            count = await self._read(ffi.from_buffer(data), size, 0, size, offset)
+        return data if count == size else b""
+
+    def take_cached(self, memory: Any, capacity: int, start: int, length: int, offset: int) -> int:
+        """Read what is in the page cache, without a request; returns how many bytes that were.
+
+        AU_FULL, which is negative: the ring has given away enough until its next turn.  0: what is to be read needs a
+        request for another reason, which may be an error, and then the request finds it, too.
+        """
+        driver = self._driver
+        if not self.cached or not driver._usable or not driver._is_running():
+            return 0
+        try:
+            count = _read_cached(driver._raw, self.fd, memory, capacity, start, length, offset)
+        except OverflowError:
+            return 0
+        if count == -errno.EOPNOTSUPP:
+            self.cached = False
+        return count if count > 0 or count == lib.AU_FULL else 0
 
     async def read_into(self, memory: Any, size: int, offset: int, start: int = 0) -> int:
         """Fill `memory`, a C array of `size` bytes, from `start` on; returns how many, fewer only at the file's end."""
@@ -159,6 +200,8 @@ class RawFile:
 
     async def _read(self, memory: Any, capacity: int, start: int, length: int, offset: int) -> int:
         fd = self.fileno()
+        if self.cached and (count := self.take_cached(memory, capacity, start, length, offset)) > 0:
+            return count
         request = Request(fd, self, memory)
         try:
             return await self._driver.perform(
@@ -248,6 +291,8 @@ class RawFile:
         if self._background is None and waits_within_submission(found.st_dev):
             self.how = lib.AU_SQE_ASYNC
         self.size = found.st_size if self.regular else 0
+        # Around the page cache, the same system call would wait for the disk.
+        self.cached = self.regular and not self.how and not fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_DIRECT
         return found
 
     async def seek(self, offset: int, whence: int) -> int:
@@ -307,6 +352,7 @@ class RawFile:
     async def _close(self) -> None:
         """Close.  What the kernel does not stop is waited for `cancel_timeout` seconds, and so is the close itself."""
         self.closed = True
+        self.cached = False
         fd, ring = self.fd, self.ring
         try:
             if self.owned:
@@ -332,6 +378,7 @@ class RawFile:
 
     def _close_at_once(self) -> None:
         self.closed = True
+        self.cached = False
         if self.owned:
             with contextlib.suppress(OSError):
                 os.close(self.fd)

@@ -12,6 +12,8 @@ How this fits together
 4. Blocks in flight beside their reader are tasks, which are not cancelled with it, but by `drop()` alone.  That may
    happen while a reader waits for one: `more()` returns, and the reader, who begins each round with `go_to()`, starts
    anew.
+5. Reads of WHOLE bytes and more need no block while the page cache has them: `read()` takes them from there, in one
+   copy instead of two.  The first that is not there begins a run of blocks.
 """
 
 import asyncio
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 FIRST = 16 * 1024
 #: Who asks for so much at a time gets blocks of just that size, which are then handed on without being copied.
 LARGE = 256 * 1024
+#: Who asks for so much gets it straight from the page cache, past the blocks, as long as it is there.
+WHOLE = 32 * 1024
 #: Blocks in flight beyond what was asked for.  From the page cache more are not faster: they leave the CPU's cache.
 DEPTH = 2
 
@@ -90,6 +94,19 @@ class ReadAhead:
         self._run = 0
         while self._coming:
             self._coming.pop()[1].cancel()
+
+    async def read(self, position: int, size: int) -> bytes:
+        """`size` bytes from `position` on, `raw.largest` at most; fewer only at the end of the file."""
+        self.go_to(position)
+        if size >= WHOLE and self.end == position and not self._coming and self._raw.cached:
+            data = await self._raw.read_cached(size, position)
+            if data:
+                return data
+        while True:
+            self.go_to(position)
+            missing = position + size - self.end
+            if missing <= 0 or not await self.more(missing):
+                return self.take(position, size)
 
     async def more(self, want: int) -> bool:
         """Have a block more, of at least `want` bytes if there are so many; False at the end of the file."""

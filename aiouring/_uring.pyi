@@ -320,6 +320,17 @@ class _Lib:
     def au_slot_serial(self, ring: CRing, index: int, /) -> int: ...
     def au_slot_set(self, ring: CRing, index: int, serial: int, /) -> int: ...
     def au_slots_used(self, ring: CRing, /) -> int: ...
+    def au_read_cached(
+        self,
+        ring: CRing,
+        fd: int,
+        memory: CMemory | bytes,
+        capacity: int,
+        start: int,
+        length: int,
+        offset: int,
+        /,
+    ) -> int: ...
     def au_buffers_init(self, buffers: CBuffers, ring: CRing, slots: CMemory, count: int, /) -> None: ...
     def au_buffers_key(self, buffers: CBuffers, index: int, /) -> int: ...
     def au_buffers_size(self, buffers: CBuffers, key: int, /) -> int: ...
@@ -676,6 +687,7 @@ class _Lib:
     AU_BUFFER_ID_BITS: Final[int]
     AU_BUFFER_ID_MASK: Final[int]
     AU_FIRST_SLOT: Final[int]
+    AU_CACHED_MAX: Final[int]
     AU_SLOT_FILLED: Final[int]
     AU_SLOT_MASK: Final[int]
     AU_MAP_HUGETLB: Final[int]

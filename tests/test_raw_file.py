@@ -75,6 +75,7 @@ async def test_reads_and_writes_at_offsets(ring: aiouring.AsyncRing, numbers: Pa
 async def test_g9_short_transfers(ring: aiouring.AsyncRing, numbers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever part of a piece the kernel moves at a time, the bytes are the right ones, and all of them."""
     raw = await opened(ring, numbers)
+    raw.cached = False
     choose = random.Random(5)
     perform = raw._driver.perform
     asked: list[int] = []
@@ -118,6 +119,8 @@ async def test_what_goes_to_a_worker(
     """What the caller wants there; what is read is the same."""
     raw = RawFile(ring, os.open(numbers, os.O_RDONLY), "numbers", os.O_RDONLY, background=background)
     await raw.look()
+    assert raw.cached == (not expected)
+    raw.cached = False
     perform = raw._driver.perform
     seen: list[bool] = []
 
@@ -244,6 +247,7 @@ async def test_h2_closed_before_it_was_submitted(ring: aiouring.AsyncRing, numbe
     """A read that was queued when the file was closed never meets the file that has the number then."""
     (tmp_path / "other").write_bytes(b"secret" * 100)
     raw = await opened(ring, numbers)
+    raw.cached = False
     read = asyncio.create_task(raw.read_at(10, 0))
     await asyncio.sleep(0)
     raw._close_at_once()

@@ -44,25 +44,17 @@ async def raw(ring: aiouring.AsyncRing, tmp_path: Path) -> Any:
     (tmp_path / "file").write_bytes(CONTENT)
     file = Watched(ring, tmp_path / "file")
     await file.look()
+    file.cached = False
     yield file
     await file.aclose()
-
-
-async def read(ahead: ReadAhead, position: int, size: int) -> bytes:
-    """As a file reads."""
-    while True:
-        ahead.go_to(position)
-        missing = position + size - ahead.end
-        if missing <= 0 or not await ahead.more(missing):
-            return ahead.take(position, size)
 
 
 async def test_from_front_to_back(raw: Watched) -> None:
     """Blocks grow, several are in flight, no byte is asked for twice, and nothing beyond the end."""
     ahead = ReadAhead(raw)
-    parts = [await read(ahead, at, 1000) for at in range(0, len(CONTENT), 1000)]
+    parts = [await ahead.read(at, 1000) for at in range(0, len(CONTENT), 1000)]
     assert b"".join(parts) == CONTENT
-    assert await read(ahead, len(CONTENT), 1000) == b""
+    assert await ahead.read(len(CONTENT), 1000) == b""
     assert raw.asked[:4] == [(0, FIRST), (FIRST, 4 * FIRST), (5 * FIRST, 16 * FIRST), (21 * FIRST, PIECE)]
     assert raw.most == DEPTH
     places = [offset for offset, _ in raw.asked]
@@ -74,8 +66,8 @@ async def test_random_access(raw: Watched) -> None:
     """Elsewhere in the file one small block is read, and nothing ahead; nearby it is there already."""
     ahead = ReadAhead(raw)
     for position in (5_000_000, 100, 3_000_000):
-        assert await read(ahead, position, 100) == CONTENT[position : position + 100]
-        assert await read(ahead, position + 100, 100) == CONTENT[position + 100 : position + 200]
+        assert await ahead.read(position, 100) == CONTENT[position : position + 100]
+        assert await ahead.read(position + 100, 100) == CONTENT[position + 100 : position + 200]
         assert raw.asked.pop() == (position, FIRST)
         assert not raw.asked
     assert raw.most == 1
@@ -85,7 +77,7 @@ async def test_large_reads_are_handed_on(raw: Watched) -> None:
     """Who reads a block of some size again and again gets the very bytes that were read, without a copy."""
     ahead = ReadAhead(raw)
     for at in range(0, len(CONTENT), LARGE):
-        await read(ahead, at, LARGE)
+        await ahead.read(at, LARGE)
         assert ahead.chunk == CONTENT[at : at + LARGE]
         assert ahead.take(at, LARGE) is ahead.chunk
     assert {size for _, size in raw.asked} == {LARGE}
@@ -95,8 +87,8 @@ async def test_large_reads_are_handed_on(raw: Watched) -> None:
 async def test_fixed_blocks_and_no_depth(raw: Watched) -> None:
     """A block size that is given is used, and with depth=0 nothing is in flight that was not asked for."""
     ahead = ReadAhead(raw, 5000, 0)
-    assert await read(ahead, 0, 20_000) == CONTENT[:20_000]
-    assert await read(ahead, 20_000, 1) == CONTENT[20_000:20_001]
+    assert await ahead.read(0, 20_000) == CONTENT[:20_000]
+    assert await ahead.read(20_000, 1) == CONTENT[20_000:20_001]
     assert raw.asked == [(0, 20_000), (20_000, 5000)]
     assert raw.most == 1
 
@@ -104,7 +96,7 @@ async def test_fixed_blocks_and_no_depth(raw: Watched) -> None:
 async def test_what_was_dropped_is_read_again(raw: Watched) -> None:
     """drop() under a reader that waits makes it start anew, with what the file holds by then."""
     ahead = ReadAhead(raw)
-    task = asyncio.create_task(read(ahead, 0, 300_000))
+    task = asyncio.create_task(ahead.read(0, 300_000))
     for _ in range(7):
         await asyncio.sleep(0)
         ahead.drop()
@@ -114,33 +106,33 @@ async def test_what_was_dropped_is_read_again(raw: Watched) -> None:
 async def test_a_short_block_ends_the_run(raw: Watched) -> None:
     """A file cut while blocks are in flight gives what is there, and what is appended later follows."""
     ahead = ReadAhead(raw)
-    assert await read(ahead, 0, 100_000) == CONTENT[:100_000]
+    assert await ahead.read(0, 100_000) == CONTENT[:100_000]
     os.truncate(raw.name, 100_500)
     ahead.drop()
-    assert await read(ahead, 100_000, 9000) == CONTENT[100_000:100_500]
+    assert await ahead.read(100_000, 9000) == CONTENT[100_000:100_500]
     with open(raw.name, "ab") as file:
         file.write(b"more")
-    assert await read(ahead, 100_500, 9000) == b"more"
+    assert await ahead.read(100_500, 9000) == b"more"
 
 
 async def test_an_error_is_tried_again(raw: Watched) -> None:
     """A block that failed is an error of whoever wants it, once; the next try reads again."""
     ahead = ReadAhead(raw)
-    assert await read(ahead, 0, FIRST) == CONTENT[:FIRST]
+    assert await ahead.read(0, FIRST) == CONTENT[:FIRST]
     ahead.drop()
     raw.error = OSError(errno.EIO, "bad block")
     for _ in range(2):
         with pytest.raises(OSError, match="bad block"):
-            await read(ahead, FIRST, 100)
+            await ahead.read(FIRST, 100)
     raw.error = None
-    assert await read(ahead, FIRST, 100) == CONTENT[FIRST : FIRST + 100]
+    assert await ahead.read(FIRST, 100) == CONTENT[FIRST : FIRST + 100]
 
 
 async def test_find(raw: Watched) -> None:
     """A byte is found across blocks, from a place on."""
     ahead = ReadAhead(raw, 100, 0)
     for end in range(100, 1000, 100):
-        await read(ahead, 0, end)
+        await ahead.read(0, end)
     for start in (0, 99, 100, 550):
         assert ahead.find(b"\n", start) == CONTENT.find(b"\n", start, 900)
         assert ahead.find(CONTENT[899:900], 899) == 899

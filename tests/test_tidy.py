@@ -111,6 +111,7 @@ FLOORS = [
         "_protocols",
         "_file_object",
         "_file_system",
+        "_new_bytes",
         "_raw_file",
         "_read_ahead",
         "_write_behind",

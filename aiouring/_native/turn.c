@@ -121,6 +121,7 @@ int au_ring_turn(au_ring *ring, int woken)
     if (ring->state != AU_RING_ENABLED)
         return AU_DISABLED;
     ring->ready = 0;
+    ring->given_away = 0;
     ring->wakeups += woken != 0;
     publish_groups(ring);
     bool silent = ring->event_fd >= 0 && ring->cq_flags && !is_silent(ring); /* a silence of the caller's stays */

@@ -44,5 +44,6 @@
 #include "bundles.c"
 #include "senders.c"
 #include "files.c"
+#include "cached.c"
 #include "waits.c"
 #include "turn.c"

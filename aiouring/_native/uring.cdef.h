@@ -12,6 +12,7 @@ enum { AU_HIGH_WATER = ..., AU_COPY_MAX = ..., AU_TAG_BIT = ..., AU_TAG_SHIFT = 
 enum { AU_BUFFER_ID_BITS = ..., AU_BUFFER_ID_MASK = ... };
 enum { AU_FIRST_SLOT = ... };
 enum { AU_SLOT_FILLED = ... };
+enum { AU_CACHED_MAX = ... };
 enum { AU_SLOT_MASK = ..., AU_MAP_HUGETLB = ... };
 
 typedef struct au_ring {
@@ -136,6 +137,9 @@ int au_files_update(au_ring *ring, uint32_t index, int32_t *fds, uint32_t count)
 int64_t au_slot_serial(au_ring *ring, uint32_t index);
 int64_t au_slot_set(au_ring *ring, uint32_t index, int64_t serial);
 int64_t au_slots_used(au_ring *ring);
+
+int64_t au_read_cached(au_ring *ring, int fd, void *memory, int64_t capacity, int64_t start, int64_t length,
+                       int64_t offset);
 
 int au_prepare_multishot(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
                          uint32_t total, uint64_t how);

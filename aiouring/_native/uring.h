@@ -61,6 +61,7 @@ enum {
     AU_RWF_SHIFT = 8,      /* `how`: where AU_RWF_* flags are; HIPRI, which would be AU_GUARD_FD, is not for our rings */
     AU_RWF_MASK = 0xfe,
     AU_SLOTS_AT_ONCE = 64, /* distinct guarded descriptors per turn */
+    AU_CACHED_MAX = 2 << 20, /* bytes read without a request from one turn to the next */
     AU_ROUNDS_MAX = 4,     /* times one turn looks again */
     AU_VECTOR_MAX = 16,    /* parts that one request of a sender sends */
     AU_HIGH_WATER = 64 * 1024, /* bytes pending above which a sender is crowded, unless it is told otherwise */
@@ -133,6 +134,7 @@ typedef struct au_ring {
     uint32_t wait_slots; /* registered wait arguments in it; 0 where they were not asked for */
     uint32_t *slots; /* the registered files: the serial of the file in each slot, 0 for none */
     uint32_t slot_count;
+    uint64_t given_away; /* bytes that were read without a request since the last turn, see cached.c */
     bool drains; /* a request has drained the queue: what follows it may start late */
     struct au_ring *next_live;
 } au_ring;
