@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="benchmark", help=f"{', '.join(BENCHMARKS)}; all if none is given")
     parser.add_argument("--rounds", type=int, default=7, help="times each contender takes its turn (7)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios of every round to FILE")
-    parser.add_argument("--short", action="store_true", help="grid: two of its points, too short to mean anything")
+    parser.add_argument("--short", action="store_true", help="grid, file_objects: too short to mean anything")
     parser.add_argument("--rsloop", default="", metavar="COMMAND", help="grid: a Python interpreter that has rsloop")
     options = parser.parse_args()
     for name in options.names:
@@ -57,7 +57,10 @@ def main() -> None:
     if options.rounds < 1:
         parser.error(f"--rounds={options.rounds}: at least 1 is needed")
 
-    benchmarks = BENCHMARKS | {"grid": partial(grid.run, short=options.short, rsloop=options.rsloop)}
+    benchmarks = BENCHMARKS | {
+        "grid": partial(grid.run, short=options.short, rsloop=options.rsloop),
+        "file_objects": partial(file_objects.run, short=options.short),
+    }
     about = machine()
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     results: dict[str, list[Table]] = {}

@@ -1,6 +1,7 @@
 """Tests of the benchmarks: the grid and TLS run to their end, and the load sees what a server does wrong."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -33,6 +34,27 @@ def test_the_tls_servers_echo(name: str) -> None:
     """Each of them echoes what its load sends, and ends."""
     point = tls.Point(2, 3000, 20)
     assert list(tls.measure(name, (point,))) == [str(point)]
+
+
+def test_file_objects_are_compared_with_everything_that_is_there(tmp_path: Path) -> None:
+    """A short run measures every way to read that can be measured here, and says why it leaves one out."""
+    results = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "file_objects", "--short", "--rounds", "1", "--json", str(results)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55)
+    assert done.returncode == 0, done.stderr
+    tables = json.loads(results.read_text())["benchmarks"]["file_objects"]
+    random, targets, direct, sequential, cold = tables
+    assert {"asyncio, read_at", "uvloop, read_at"} <= set(random["rows"])
+    for table in (targets, sequential, cold):
+        assert set(table["rows"]) >= {"asyncio", "uvloop"} or len(table["rows"]) >= 2
+        assert all(cell is None or cell["median"] > 0 for row in table["rows"].values() for cell in row.values())
+    for name in ("caio", "aiofiles"):
+        assert f"asyncio, {name}" in random["rows"] or f"{name} is not installed" in done.stdout
+    if direct["rows"]:
+        assert len(direct["rows"]) == 6
+        assert ("fio is not installed" in done.stdout) == (shutil.which("fio") is None)
+    else:
+        assert "cannot be opened with O_DIRECT" in done.stdout
 
 
 @pytest.mark.parametrize("fault", ["other", "twice", "nothing"])
