@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import stat
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
@@ -270,7 +271,7 @@ async def _descriptor(
     try:
         if opener is None:
             return await ring.openat(name, flags, mode, dir_fd=dir_fd)
-        return await asyncio.to_thread(opener, name, flags | os.O_CLOEXEC)
+        return await _made_by(opener, name, flags | os.O_CLOEXEC)
     except OSError as error:
         if error.filename is None:
             error.filename = name
@@ -278,6 +279,28 @@ async def _descriptor(
             if stat.S_ISDIR((await ring.statx(name, dir_fd=dir_fd)).st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name) from None
             error.strerror = f"{error.strerror}: the file system may have no O_DIRECT; try without direct=True"
+        raise
+
+
+async def _made_by(opener: Callable[[Any, int], int], name: str | bytes, flags: int) -> int:
+    """Have a thread make the descriptor; one that comes when nobody waits any more is closed."""
+    lock, made, given_up = threading.Lock(), list[int](), False
+
+    def _make() -> int:
+        fd = opener(name, flags)
+        with lock:
+            made.append(fd)
+            if given_up:
+                os.close(fd)
+        return fd
+
+    try:
+        return await asyncio.to_thread(_make)
+    except asyncio.CancelledError:
+        with lock:
+            given_up = True
+            for fd in made:
+                os.close(fd)
         raise
 
 

@@ -5,6 +5,7 @@ import errno
 import locale
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,29 @@ async def test_dir_fd_flags_and_opener(ring: aiouring.AsyncRing, tmp_path: Path)
         await aiouring.open("missing", "rb", opener=opener, ring=ring)
     assert missing.value.filename == "missing"
     os.close(directory)
+
+
+async def test_an_opener_that_nobody_waits_for(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
+    """Opening is cancelled while the opener runs: what it makes after that is closed."""
+    (tmp_path / "file").write_bytes(b"")
+    begun, go_on, made = threading.Event(), threading.Event(), threading.Event()
+
+    def opener(path: str, flags: int) -> int:
+        begun.set()
+        go_on.wait(5)
+        fd = os.open(path, flags)
+        made.set()
+        return fd
+
+    opening = asyncio.ensure_future(aiouring.open(tmp_path / "file", opener=opener, ring=ring).__aenter__())
+    await asyncio.to_thread(begun.wait, 5)
+    opening.cancel()
+    await asyncio.wait([opening])
+    go_on.set()
+    await asyncio.to_thread(made.wait, 5)
+    while str(tmp_path / "file") in open_files().values():
+        await asyncio.sleep(0.001)
+    await asyncio.get_running_loop().shutdown_default_executor()
 
 
 async def test_encodings(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
