@@ -3,6 +3,9 @@
     python examples/copy_file.py SOURCE DESTINATION
     python examples/copy_file.py --direct --depth 16 --block-size 1M SOURCE DESTINATION
 
+`aiouring.copy_file()` copies in one call; this shows how such a thing is made of fixed reads and writes, with what cp
+does around it.
+
 The copy grows under a temporary name beside the destination.  It takes the destination's name when it is
 complete and on disk, so under that name there is the old file or all of the new one, and nothing between.
 
