@@ -15,7 +15,7 @@ import re
 import secrets
 import stat
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
 from typing import Any
@@ -168,7 +168,7 @@ class Files:
         self.sent += count
         return count
 
-    async def body(self, file: File, answer: Answer) -> AsyncIterator[bytes]:
+    async def body(self, file: File | None, answer: Answer) -> AsyncGenerator[bytes, None]:
         """The body of an answer, piece by piece, for servers that take bytes.
 
         Such a server keeps what it is given until the client has taken it, and does not say when that is.  So it gets a
@@ -178,6 +178,7 @@ class Files:
             if isinstance(each, bytes):
                 yield each
                 continue
+            assert file is not None
             at = each.start
             while at < each.stop:
                 async with await self.buffers.acquire() as buffer:
