@@ -63,12 +63,14 @@ async def send(request: web.Request, files: Files, answer: Answer, file: File | 
     """Send an answer."""
     response = web.StreamResponse(status=answer.status)
     response.headers.extend((name.decode(), value.decode("latin-1")) for name, value in answer.headers)
-    await response.prepare(request)
     try:
+        await response.prepare(request)
         async with contextlib.aclosing(files.body(file, answer)) as body:
             async for piece in body:
                 await response.write(piece)  # waits while the client is slow
         await response.write_eof()
+    except ConnectionError:
+        pass  # the client has gone, which aiohttp finds out itself
     except EOFError as error:
         print(error, file=sys.stderr)
         response.force_close()
