@@ -73,9 +73,7 @@ async def send(request: web.Request, files: Files, answer: Answer, file: File | 
         pass  # the client has gone, which aiohttp finds out itself
     except EOFError as error:
         print(error, file=sys.stderr)
-        response.force_close()
-        if request.transport is not None:
-            request.transport.close()  # less than was promised: the client is to notice
+        response.force_close()  # less than was promised: the client notices by the end of the connection
     return response
 
 
