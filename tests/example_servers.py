@@ -46,7 +46,7 @@ def running(name: str, *options: "str | Path") -> Iterator[Example]:
             assert process.stdout is not None
             line = process.stdout.readline()
             found = re.fullmatch(r"listening on (\S+):(\d+)\n", line)
-            assert found, (line, process.stderr and process.stderr.read())
+            assert found, line
             yield Example(process, (found[1], int(found[2])))
         finally:
             process.kill()
