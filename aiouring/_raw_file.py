@@ -9,14 +9,6 @@ Ownership.
    copied.)  The request holds it until its final completion.  When the await was cancelled, nobody ever sees it.
 3. What is written is exported by its request, until the request's final completion.
 
-What is in the page cache of a regular file is read without a request: preadv2(RWF_NOWAIT) makes the same attempt that
-the kernel makes when such a read is submitted, also in the loop's thread, and the future and the turn of the loop are
-spared.  It never waits for the disk; what it does not get, a request gets, and what it finds wrong, a request finds, so
-errors are those of requests alone.  One turn of the ring gives away AU_CACHED_MAX bytes at most (each read counts 4096
-more): then a request is made, and others have their turn.  Measured, 4 KiB at random offsets, microseconds each:
-a request 7.0 at depth 1 and 3.6 at depth 32, like this 2.2 and 2.4; os.pread() itself 1.25.  Files that IOSQE_ASYNC
-is for (FUSE) are not read like this, nor those with O_DIRECT, where the same call would wait for the disk.
-
 A request is for at most PIECE bytes: the kernel copies from and to the page cache while it is being submitted, in
 the loop's thread, and that much takes it 0.05 ms.  Measured with 256 MiB in the page cache, read from front to back,
 divided by the built-in open() with the same size (read 64 KiB, 1 MiB at a time); and the longest pause of the loop
@@ -39,6 +31,7 @@ from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from aiouring._async_ring import AsyncRing
+from aiouring._cached_reads import CachedReads
 from aiouring._errors import RingClosedError, kernel_error, note_written_before
 from aiouring._features import has
 from aiouring._file_system import waits_within_submission
@@ -52,7 +45,6 @@ from aiouring._verbs import Bytes
 PIECE = 512 * 1024
 
 _prepare_memory = lib.au_prepare_memory
-_read_cached = lib.au_read_cached
 _READ = lib.AU_OP_READ
 _WRITE = lib.AU_OP_WRITE
 
@@ -67,7 +59,7 @@ class Unwritten(Protocol):
         """Write it in this thread."""
 
 
-class RawFile:
+class RawFile(CachedReads):
     """An open file without a position; every read and write says where.
 
     Args:
@@ -100,7 +92,7 @@ class RawFile:
         self._ending: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.kind = 0  # as `stat.S_IFMT()` says it; `look()` finds out
-        self.cached = False  # whether what is in its page cache is read without a request; `look()` finds out
+        self.cached = False  # `look()` finds out
         self.size = 0  # of a regular file, as last seen: a hint
         self.start = 0
         try:
@@ -170,23 +162,6 @@ class RawFile:
         if count == lib.AU_FULL:  # it is others' turn
             count = await self._read(ffi.from_buffer(data), size, 0, size, offset)
         return data if count == size else b""
-
-    def take_cached(self, memory: Any, capacity: int, start: int, length: int, offset: int) -> int:
-        """Read what is in the page cache, without a request; returns how many bytes that were.
-
-        AU_FULL, which is negative: the ring has given away enough until its next turn.  0: what is to be read needs a
-        request for another reason, which may be an error, and then the request finds it, too.
-        """
-        driver = self._driver
-        if not self.cached or not driver._usable or not driver._is_running():
-            return 0
-        try:
-            count = _read_cached(driver._raw, self.fd, memory, capacity, start, length, offset)
-        except OverflowError:
-            return 0
-        if count == -errno.EOPNOTSUPP:
-            self.cached = False
-        return count if count > 0 or count == lib.AU_FULL else 0
 
     async def read_into(self, memory: Any, size: int, offset: int, start: int = 0) -> int:
         """Fill `memory`, a C array of `size` bytes, from `start` on; returns how many, fewer only at the file's end."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import aiouring
-from aiouring import _raw_file
+from aiouring import _cached_reads
 from aiouring._raw_file import PIECE, RawFile
 from aiouring._uring import ffi, lib
 
@@ -88,7 +88,7 @@ async def test_g9_whatever_is_in_the_page_cache(
 ) -> None:
     """Parts, nothing, or what older kernels took for the end of the file: the bytes are the right ones, all of them."""
     choose = random.Random(12)
-    monkeypatch.setattr(_raw_file, "_read_cached", unreliable(choose))
+    monkeypatch.setattr(_cached_reads, "_read_cached", unreliable(choose))
     async with aiouring.open(path, "rb", ring=ring) as file:
         position = 0
         for _ in range(300):

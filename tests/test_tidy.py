@@ -112,6 +112,7 @@ FLOORS = [
         "_file_object",
         "_file_system",
         "_new_bytes",
+        "_cached_reads",
         "_raw_file",
         "_read_ahead",
         "_write_behind",
