@@ -557,3 +557,33 @@ async def test_a_failed_upgrade_of_streams(ring: AsyncRing) -> None:
         async with await open_connection(*address(server), ring=ring) as connection:
             await connection.send(b"STARTTLS\n" + b"EVIL\n" * 10)
             assert isinstance(await got, ssl.SSLError)
+
+
+@pytest.mark.parametrize("bundle", [False, True])
+@pytest.mark.parametrize("options", [{"on_empty": "fallback"}, {"max_count": 16}, {"incremental": True}])
+async def test_tls_on_groups_of_every_kind(ring: AsyncRing, options: dict[str, Any], *, bundle: bool) -> None:
+    """Ciphertext comes in private memory, parts and bundles as well; from the first byte on."""
+    group = ring.register_buffer_ring(count=4, size=512, **options)
+    left, right, other, filler = *socket.socketpair(), *socket.socketpair()
+    held = []
+    with other, filler:
+        for _ in range(4 if group.on_empty == "fallback" else 0):
+            filler.send(bytes(512))
+            held.append(await ring.recv(other, group))
+        server, client = (Connection(ring, sock, group, bundle=bundle) for sock in (left, right))
+        while held and server._receiving._spare is None:  # type: ignore[union-attr]
+            await asyncio.sleep(0)  # a private receive is in flight
+        async with server, client:
+            await asyncio.gather(
+                server.start_tls(server_context(), server_side=True),
+                client.start_tls(client_context(), server_hostname=NAME),
+            )
+            data = bytes(range(256)) * 800
+            sending = asyncio.ensure_future(client.send(data))
+            assert await server.receive_exactly(len(data)) == data
+            await sending
+            assert bool(group.statistics().fallbacks) == bool(held)
+    for chunk in held:
+        chunk.release()
+    await ring.nop()
+    assert group.statistics().in_use == group.statistics().private == 0
