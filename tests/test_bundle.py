@@ -292,7 +292,7 @@ async def test_a_connection_that_receives_bundles(ring: aiouring.AsyncRing, pair
 
 
 async def test_more_events_than_a_turn_has_room_for(new_ring: RingFactory) -> None:
-    """Bundles of hundreds of buffers: what has no room in this turn is taken in the next."""
+    """Bundles of hundreds of buffers: the last of a turn has room for all of its own; the rest waits for the next."""
     ring = await new_ring()
     group = ring.register_buffer_ring(count=4096, size=1)
     pairs = [socket.socketpair() for _ in range(4)]

@@ -19,19 +19,17 @@ static uint32_t buffers_for(const au_group *group, uint32_t length, uint32_t roo
     return length <= room ? 1 : 2 + (length - room - 1) / group->size;
 }
 
-/* The event at `event`, a completion of `length` bytes, becomes one of each of its buffers.  Returns how many, or 0 if
- * there are no more than `room` places for them. */
-static uint32_t take_bundle(au_group *group, int64_t *event, uint32_t room)
+/* The event at `event`, a completion of a bundle, becomes one of each of its buffers.  Returns how many; there is room
+ * for AU_BUNDLE_MAX. */
+static uint32_t take_bundle(au_group *group, int64_t *event)
 {
     uint32_t flags = (uint32_t)event[2], buffer_id = flags >> AU_CQE_BUFFER_SHIFT, left = (uint32_t)event[1];
     if (buffer_id >= group->count)
         return unfounded(event);
     uint16_t place = group->shares[buffer_id].place;
     uint32_t count = buffers_for(group, left, group->size - group->shares[buffer_id].used);
-    if (count > (uint16_t)(group->tail - place))
-        return unfounded(event); /* more than was published */
-    if (count > room)
-        return 0;
+    if (count > (uint16_t)(group->tail - place) || count > AU_BUNDLE_MAX)
+        return unfounded(event); /* more than was published, or than the kernel gives out at once */
     int64_t user_data = event[0];
     for (uint32_t i = 0; i < count; i++, event += 3) {
         buffer_id = group->entries[(uint16_t)(place + i) & (group->capacity - 1)].bid;

@@ -72,10 +72,7 @@ static uint32_t drain(au_ring *ring)
         if (cqe->flags & AU_CQE_F_BUFFER && cqe->res > 0) {
             au_group *group = group_of(ring, user_data);
             if (group && group->bundled) {
-                uint32_t taken = take_bundle(group, event, AU_EVENTS_MAX - --ring->ready);
-                if (!taken)
-                    break; /* the next turn has room for it */
-                ring->ready += taken;
+                ring->ready += take_bundle(group, event) - 1;
             } else if (group && group->incremental) {
                 take_part_for(group, event);
             } else if (group && au_group_take(group, cqe->flags >> AU_CQE_BUFFER_SHIFT) == 0) {
@@ -147,7 +144,7 @@ int au_ring_turn(au_ring *ring, int woken)
         }
         if (!more_waits(ring))
             return (int)ring->ready;
-        if (ring->ready == AU_EVENTS_MAX)
+        if (ring->ready >= AU_EVENTS_MAX)
             break;
     }
     if (silent)

@@ -56,7 +56,8 @@ enum au_rule {
 
 enum {
     AU_AGAIN = 1 << 30,    /* in au_ring_turn()'s count: more is waiting, take another turn soon */
-    AU_EVENTS_MAX = 512,   /* completions handed over per turn */
+    AU_EVENTS_MAX = 512,   /* completions handed over per turn; one that is a bundle may be the last */
+    AU_BUNDLE_MAX = 1024,  /* buffers of one bundle: the kernel's UIO_MAXIOV */
     AU_GUARD_FD = 1 << 8,  /* `how`: the file was named by number, see 3 above */
     AU_RWF_SHIFT = 8,      /* `how`: where AU_RWF_* flags are; HIPRI, which would be AU_GUARD_FD, is not for our rings */
     AU_RWF_MASK = 0xfe,
@@ -101,7 +102,7 @@ typedef struct au_ring {
     int restricted;
     uint32_t setup_flags, features, sq_entries, cq_entries;
     uint32_t ready;                     /* completions in `events` */
-    int64_t events[AU_EVENTS_MAX * 3]; /* user_data, res, flags of each */
+    int64_t events[(AU_EVENTS_MAX + AU_BUNDLE_MAX) * 3]; /* user_data, res, flags of each */
     uint64_t last_user_data;
     uint64_t submitted, completed, enters, wakeups, overflow_flushes, submit_errors;
     uint32_t sends_in_flight; /* requests of senders, which Python does not know one by one */
