@@ -186,24 +186,27 @@ async def test_a14_a_cancelled_write(ring: aiouring.AsyncRing) -> None:
     os.close(reader)
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow beyond 10000 bytes."""
+    """No file may grow beyond 10000 bytes; in a test's own lines only, for pytest writes to a log between them."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-async def test_g2_file_too_big(ring: aiouring.AsyncRing, tmp_path: Path, small_files: None) -> None:
+async def test_g2_file_too_big(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
     """EFBIG says exactly how many bytes are in the file."""
     path = tmp_path / "file"
     raw = await opened(ring, path, os.O_RDWR | os.O_CREAT)
-    error = await failure(raw.write_at(bytes(20_000), 0), errno.EFBIG, path)
-    assert aiouring.bytes_written(error) == 10_000 == path.stat().st_size
-    await failure(raw.truncate(20_000), errno.EFBIG, path)
+    with small_files():
+        error = await failure(raw.write_at(bytes(20_000), 0), errno.EFBIG, path)
+        assert aiouring.bytes_written(error) == 10_000 == path.stat().st_size
+        await failure(raw.truncate(20_000), errno.EFBIG, path)
     await raw.aclose()
 
 
