@@ -184,6 +184,14 @@ async def serve_tls_adapted(listener: socket.socket, control: Control) -> None:
         await control.ended
 
 
+async def serve_default_protocol(listener: socket.socket, control: Control) -> None:
+    """The same, with the protocol that was written for asyncio."""
+    async with await aiouring.create_server(EchoProtocol, sock=listener) as server:
+        control.statistics = default_statistics
+        await control.ended
+        server.abort_clients()
+
+
 def default_statistics() -> dict[str, int]:
     """What the loop's own ring has done so far, and how its group of buffers stands."""
     group = dataclasses.asdict(aiouring.default_group().statistics())
@@ -215,7 +223,11 @@ SERVERS: dict[str, tuple[str, Server]] = {
 DEFAULT_SERVERS: dict[str, tuple[str, Server]] = {
     f"{loop}, {kind}": (loop, server)
     for loop in LOOPS
-    for kind, server in {"aiouring connection": serve_connections, "aiouring streams": serve_adapted}.items()
+    for kind, server in {
+        "aiouring connection": serve_connections,
+        "aiouring streams": serve_adapted,
+        f"aiouring {PROTOCOL}": serve_default_protocol,
+    }.items()
 }
 #: Those that speak TLS.
 TLS_SERVERS: dict[str, tuple[str, Server]] = {
