@@ -26,12 +26,18 @@ _SHIFT = lib.AU_CQE_BUFFER_SHIFT
 _ID_MASK = lib.AU_BUFFER_ID_MASK
 
 
+#: Bytes handed over after which a turn comes in between: what has been answered by then is sent, and its memory is
+#: free for what follows, and warm.  Without it all that came at once was copied to fresh pages.
+_AT_ONCE = 64 * 1024
+
+
 class Takers(deque[Callable[[], object]]):
     """Those for whom something came in a turn; each is called once for each time it is in here."""
 
     def __init__(self, turns: "Turns") -> None:
         super().__init__()
         self._turns = turns
+        self.taken = 0  # bytes, since the last turn
 
     def call(self) -> None:
         """Call all who are here now, then take a turn for what they asked for.  Not within a turn."""
@@ -40,6 +46,9 @@ class Takers(deque[Callable[[], object]]):
         try:
             for _ in range(len(self)):
                 self.popleft()()
+                if self.taken > _AT_ONCE and not turns.ring.closed:
+                    self.taken = 0
+                    turns._turn(0)
         except BaseException:
             turns._scheduled = asked
             turns.ask_for_turn()  # for the others
@@ -169,6 +178,7 @@ class Taker:
             with receiving._lend(number, result) if flags else result as chunk:
                 return bytes(chunk.view)
         data: bytes = self._exporters[number][:result]
+        receiving._driver.takers.taken += result
         if _release(self._raw_group, number) < 0:  # for the turn that follows to publish
             receiving.group.take_back(number)  # raises
         return data

@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -214,3 +215,27 @@ async def test_a_private_receive_that_finds_nothing_is_not_followed_by_another_w
         assert not connection._receiving.armed
         connection.abort()
         await connection.wait_closed()
+
+
+async def test_what_is_large_is_answered_at_once(ring: AsyncRing, pairs: list[tuple[socket.socket, ...]]) -> None:
+    """Of much that came at once, the first answers are on their way before the last callback: memory stays warm."""
+    size = 70_000
+    group = ring.register_buffer_ring(count=8, size=size)
+    connections = [Connection(ring, ours, group) for ours, _ in pairs]
+    submitted: list[int] = []
+
+    def echo(connection: Connection, data: bytes) -> None:
+        submitted.append(ring.statistics().submitted)
+        connection.write(data)
+
+    for connection in connections:
+        taker_of(connection, partial(echo, connection))
+    await ring.nop()
+    for _, peer in pairs:
+        peer.send(bytes(size))
+    while len(submitted) < len(pairs):
+        await asyncio.sleep(0)
+    assert submitted[-1] - submitted[0] >= len(pairs) - 1
+    for connection in connections:
+        connection.abort()
+        await connection.aclose()
