@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from aiouring._errors import failure
 from aiouring._lease import Lease
-from aiouring._request import Kept, Leftovers, Request, Write, keeps_boundaries
+from aiouring._request import Kept, Leftovers, OfParts, Write, keeps_boundaries
 from aiouring._uring import ffi, lib
 
 #: Level, type and data of each, as the standard library's.
@@ -50,8 +50,8 @@ def checked(code: int, **numbers: int) -> None:
         raise failure(code, "filling a message", **numbers)
 
 
-class SendMessage(Write):
-    """A send: `hold` is the message, `parts` what it points to, `passed` the descriptors that go with it."""
+class SendMessage(OfParts, Write):
+    """A send; `passed` are the descriptors that go with it."""
 
     __slots__ = ("control", "parts", "passed")
 
@@ -85,16 +85,13 @@ class SendMessage(Write):
 
     def let_go(self) -> None:
         """End the exports of the caller's buffers, and close our duplicates of what was passed."""
-        if self.ended:
-            while self.parts:
-                ffi.release(self.parts.pop())
-            while self.passed:
-                os.close(self.passed.pop())
-            super().let_go()
+        super().let_go()
+        while self.ended and self.passed:
+            os.close(self.passed.pop())
 
 
-class ReceiveMessage(Request):
-    """A receive: `hold` is the message, `parts` what it points to."""
+class ReceiveMessage(OfParts):
+    """A receive."""
 
     __slots__ = ("control", "flags_wanted", "parts")
 
@@ -152,13 +149,6 @@ class ReceiveMessage(Request):
         if self.flags_wanted & socket.MSG_PEEK or not (kept or kept.whole):
             return  # it is still there; or it is the end of a stream
         leftovers.keep(self.fd, kept if kept.whole or kept.ancillary else bytes(kept))
-
-    def let_go(self) -> None:
-        """End the exports of the caller's buffers."""
-        if self.ended:
-            while self.parts:
-                ffi.release(self.parts.pop())
-            super().let_go()
 
 
 def unpack_ancillary(control: bytes) -> tuple[tuple[tuple[int, int, bytes], ...], tuple[int, ...]]:

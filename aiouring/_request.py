@@ -98,6 +98,20 @@ class Request:
             self.hold = None
 
 
+class OfParts(Request):
+    """Mixed into a request on several buffers: `hold` is the message, `parts` the exports of what it points to."""
+
+    __slots__ = ()
+    parts: list[Any]
+
+    def let_go(self) -> None:
+        """End the exports of the caller's buffers."""
+        if self.ended:
+            while self.parts:
+                ffi.release(self.parts.pop())
+            super().let_go()
+
+
 class Write(Request):
     """Sends and writes: on EAGAIN they wait for room."""
 
@@ -146,18 +160,10 @@ class ZeroCopy(Write):
         note_written(error, max(0, self.sent or 0) if self.ended or self.sent is not None else None)
 
 
-class ZeroCopyMessage(ZeroCopy):
-    """The same from several places: `hold` is the message, `parts` what it points to."""
+class ZeroCopyMessage(OfParts, ZeroCopy):
+    """The same from several places."""
 
     __slots__ = ("parts",)
-    parts: list[Any]
-
-    def let_go(self) -> None:
-        """End the exports of the caller's buffers."""
-        if self.ended:
-            while self.parts:
-                ffi.release(self.parts.pop())
-            super().let_go()
 
 
 class Timeout(Request):

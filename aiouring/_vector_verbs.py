@@ -7,7 +7,7 @@ from aiouring._driver import Driver
 from aiouring._features import require
 from aiouring._fixed_buffer import FixedBuffer, Vector
 from aiouring._messages import new_message
-from aiouring._request import Leftovers, Read, Request, Write
+from aiouring._request import Leftovers, OfParts, Read, Request, Write
 from aiouring._uring import ffi, lib
 from aiouring._verbs import Bytes, File, Verbs, file_offset, resolve, special
 
@@ -38,12 +38,11 @@ class ReadRangesNow(ReadRanges):
     events = 0
 
 
-class ReadParts(Read):
+class ReadParts(OfParts, Read):
     """A read into several buffers, perhaps at the file's own position; `hold` is the message that lists them."""
 
     __slots__ = ("at_position", "parts")
 
-    parts: list[Any]
     at_position: bool
 
     def unclaimed(self, leftovers: Leftovers) -> None:
@@ -53,13 +52,6 @@ class ReadParts(Read):
             super().unclaimed(leftovers)
             self.hold = message
 
-    def let_go(self) -> None:
-        """End the exports of the caller's buffers."""
-        if self.ended:
-            while self.parts:
-                ffi.release(self.parts.pop())
-            super().let_go()
-
 
 class ReadPartsNow(ReadParts):
     """The same, not to wait."""
@@ -68,19 +60,10 @@ class ReadPartsNow(ReadParts):
     events = 0
 
 
-class WriteParts(Write):
+class WriteParts(OfParts, Write):
     """A write from several buffers."""
 
     __slots__ = ("parts",)
-
-    parts: list[Any]
-
-    def let_go(self) -> None:
-        """End the exports of the caller's buffers."""
-        if self.ended:
-            while self.parts:
-                ffi.release(self.parts.pop())
-            super().let_go()
 
 
 class WritePartsNow(WriteParts):
