@@ -54,6 +54,7 @@ class Takers(deque[Callable[[], object]]):
             turns.ask_for_turn()  # for the others
             raise
         turns._scheduled = asked
+        self.taken = 0
         if not turns.ring.closed:
             turns._turn(0)
         if self:
@@ -174,11 +175,11 @@ class Taker:
         if not receiving.armed and len(receiving._arrivals) <= receiving._low:
             receiving._arm()
         number = flags >> _SHIFT
+        receiving._driver.takers.taken += result if flags else len(result)
         if not flags or number > _ID_MASK:  # private memory, or a part that does not begin its buffer
             with receiving._lend(number, result) if flags else result as chunk:
                 return bytes(chunk.view)
         data: bytes = self._exporters[number][:result]
-        receiving._driver.takers.taken += result
         if _release(self._raw_group, number) < 0:  # for the turn that follows to publish
             receiving.group.take_back(number)  # raises
         return data
