@@ -112,8 +112,13 @@ async def perform_chain(driver: "Driver", links: list[Link]) -> None:
     if count > room:
         raise ValueError(f"a chain of {count} requests does not fit a submission queue of {room} entries")
     while not _fill(driver, links):
+        if not lib.au_ring_unsubmitted(driver._raw):
+            raise ValueError(
+                f"a chain of {count} requests names more than {lib.AU_SLOTS_AT_ONCE} files by their numbers: name them "
+                "by their objects, or make several chains"
+            )
         driver.submit_queued()
-        if room - lib.au_ring_unsubmitted(driver._raw) < count:
+        if lib.au_ring_unsubmitted(driver._raw):
             await driver._room.wait()  # the kernel takes nothing for the moment
             driver.check()
     requests = [link.request for link in links]

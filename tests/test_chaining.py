@@ -5,6 +5,7 @@ import contextlib
 import errno
 import gc
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -178,3 +179,39 @@ async def test_i4_nothing_is_left_behind(ring: AsyncRing, number: int) -> None:
         assert not [each for each in gc.get_objects() if isinstance(each, aiouring.Chain | Link)]
     finally:
         gc.enable()
+
+
+async def test_more_files_by_number_than_one_turn_guards(ring: AsyncRing) -> None:
+    """A chain cannot be divided, so one that names too many is refused, and the loop goes on; by objects it is none."""
+    files = [os.fdopen(os.memfd_create("file"), "r+b", buffering=0) for _ in range(lib.AU_SLOTS_AT_ONCE + 1)]
+    try:
+        async with asyncio.timeout(5):
+            with pytest.raises(ValueError, match=r"a chain of 65 requests names more than 64 files by their numbers"):
+                async with ring.chain() as chain:
+                    for file in files:
+                        chain.write(file.fileno(), b"number", 0)
+            await asyncio.gather(*(ring.write(file.fileno(), b"single", 0) for file in files))
+            async with ring.chain() as chain:
+                for file in files:
+                    chain.write(file, b"object", 0)
+        assert [os.pread(file.fileno(), 9, 0) for file in files] == [b"object"] * len(files)
+    finally:
+        for file in files:
+            file.close()
+
+
+async def test_h2_a_number_that_was_taken_back_may_be_another_files(ring: AsyncRing, number: int) -> None:
+    """What a chain that came to nothing noted of a descriptor is not held against the next file with its number."""
+    first = os.memfd_create("first")
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        async with ring.chain() as chain:
+            chain.write(first, b"x", 0)
+            chain.write(9999, b"x", 0)
+    os.close(first)
+    with socket.socket() as listener:
+        assert listener.fileno() == first
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with socket.create_connection(listener.getsockname()):
+            with await ring.accept(first):
+                pass

@@ -11,9 +11,19 @@ static bool is_ring(int fd)
     return length == 21 && memcmp(target, "anon_inode:[io_uring]", 21) == 0;
 }
 
+static void forget_guards(au_ring *ring)
+{
+    if (ring->guards_used) {
+        memset(ring->guard_of, 0, ring->sq_entries);
+        ring->guards_used = 0;
+    }
+}
+
 /* Note what `fd` is now.  Returns 1 + the number of its guard. */
 static int guard(au_ring *ring, int fd)
 {
+    if (ring->filled == load(ring->sq_head))
+        forget_guards(ring); /* those of entries that were taken back */
     for (uint32_t i = ring->guards_used; i-- > 0;)
         if (ring->guards[i].fd == fd)
             return (int)i + 1;
@@ -27,14 +37,6 @@ static int guard(au_ring *ring, int fd)
         return AU_RING_FD;
     ring->guards[ring->guards_used] = (struct guard){fd, status.st_dev, status.st_ino};
     return (int)++ring->guards_used;
-}
-
-static void forget_guards(au_ring *ring)
-{
-    if (ring->guards_used) {
-        memset(ring->guard_of, 0, ring->sq_entries);
-        ring->guards_used = 0;
-    }
 }
 
 /* Take the descriptor away from every entry whose file is no longer what it was. */
