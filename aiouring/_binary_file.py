@@ -17,7 +17,7 @@ from typing import Any
 from aiouring._file_object import FileObject
 from aiouring._new_bytes import new_bytes
 from aiouring._raw_file import RawFile
-from aiouring._read_ahead import ReadAhead
+from aiouring._read_ahead import WHOLE, ReadAhead
 from aiouring._uring import ffi
 from aiouring._verbs import Bytes
 from aiouring._write_behind import WriteBehind
@@ -103,6 +103,9 @@ class BinaryFile(FileObject[bytes]):
             if 0 <= start <= len(ahead.chunk) - size:
                 self._position += size
                 return ahead.chunk[start : start + size]
+            if not self._writable and size >= WHOLE and (data := ahead.at_once(self._position, size)):
+                self._position += size
+                return data
         async with self._order:
             await self._about_to_read()
             if size is None or size < 0:
@@ -182,7 +185,8 @@ class BinaryFile(FileObject[bytes]):
             self._check_place(size, offset)
         if self._behind.dirty:
             await self._behind.flush()
-        return await self._raw.read_at(size, offset)
+        raw = self._raw
+        return raw.read_at_once(size, offset) or await raw.read_at(size, offset)
 
     def _check_place(self, size: int, offset: int) -> None:
         if size < 0 or offset < 0:

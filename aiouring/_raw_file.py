@@ -138,7 +138,7 @@ class RawFile(CachedReads):
     async def read_at(self, size: int, offset: int) -> bytes:
         """`size` bytes from `offset` on; fewer only at the end of the file."""
         data = new_bytes(size)
-        count = self.take_cached(data, size, 0, size if size < PIECE else PIECE, offset) if self.cached else 0
+        count = await self.take_in_turn(data, size, 0, min(size, PIECE), offset) if self.cached else 0
         if count == size:
             return data
         memory, fd = ffi.from_buffer(data), self.fileno()
@@ -155,14 +155,6 @@ class RawFile(CachedReads):
             count += await self.read_into(memory, size, offset + count, count)
         return data if count == size else data[:count]
 
-    async def read_cached(self, size: int, offset: int) -> bytes:
-        """`size` bytes from `offset` on, and at most `largest`, if all of them are in the page cache; else none."""
-        data = new_bytes(size)
-        count = self.take_cached(data, size, 0, size, offset)
-        if count == lib.AU_FULL:  # it is others' turn
-            count = await self._read(ffi.from_buffer(data), size, 0, size, offset)
-        return data if count == size else b""
-
     async def read_into(self, memory: Any, size: int, offset: int, start: int = 0) -> int:
         """Fill `memory`, a C array of `size` bytes, from `start` on; returns how many, fewer only at the file's end."""
         done = start
@@ -174,9 +166,9 @@ class RawFile(CachedReads):
         return done - start
 
     async def _read(self, memory: Any, capacity: int, start: int, length: int, offset: int) -> int:
-        fd = self.fileno()
-        if self.cached and (count := self.take_cached(memory, capacity, start, length, offset)) > 0:
+        if self.cached and (count := await self.take_in_turn(memory, capacity, start, length, offset)) > 0:
             return count
+        fd = self.fileno()
         request = Request(fd, self, memory)
         try:
             return await self._driver.perform(

@@ -12,8 +12,9 @@ How this fits together
 4. Blocks in flight beside their reader are tasks, which are not cancelled with it, but by `drop()` alone.  That may
    happen while a reader waits for one: `more()` returns, and the reader, who begins each round with `go_to()`, starts
    anew.
-5. Reads of WHOLE bytes and more need no block while the page cache has them: `read()` takes them from there, in one
-   copy instead of two.  The first that is not there begins a run of blocks.
+5. Reads of WHOLE bytes and more need no block while the page cache has them: `at_once()`, or `read()` where others
+   have their turn first, takes them from there, in one copy instead of two.  The first that is not there begins a run
+   of blocks.
 """
 
 import asyncio
@@ -94,6 +95,13 @@ class ReadAhead:
         self._run = 0
         while self._coming:
             self._coming.pop()[1].cancel()
+
+    def at_once(self, position: int, size: int) -> bytes:
+        """`size` bytes from `position` on if no block is to be waited for, or holds any, and the page cache has all."""
+        if position < self.end or self._coming or not self._raw.cached:
+            return b""
+        self.go_to(position)
+        return self._raw.read_at_once(size, position)
 
     async def read(self, position: int, size: int) -> bytes:
         """`size` bytes from `position` on, `raw.largest` at most; fewer only at the end of the file."""

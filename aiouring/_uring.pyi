@@ -329,6 +329,7 @@ class _Lib:
         start: int,
         length: int,
         offset: int,
+        waited: int,
         /,
     ) -> int: ...
     def au_buffers_init(self, buffers: CBuffers, ring: CRing, slots: CMemory, count: int, /) -> None: ...

@@ -68,17 +68,62 @@ async def test_others_have_their_turn(ring: aiouring.AsyncRing, path: Path) -> N
             assert steps
             assert max(steps) <= lib.AU_CACHED_MAX // size + 2
             assert max(steps) <= lib.AU_CACHED_MAX // 4096 + 2
+        at.clear()
+        for _ in range(300):
+            reads += 1
+            if not await file.read(65_536):
+                await file.seek(0)
+        steps = [after - before for before, after in itertools.pairwise(at)]
+        assert steps
+        assert max(steps) <= lib.AU_CACHED_MAX // 65_536 + 2
         task.cancel()
+
+
+async def test_what_waits_for_its_turn_needs_no_request(ring: aiouring.AsyncRing, path: Path) -> None:
+    """More than one turn gives away, by one reader and by many: the page cache has all of it."""
+    size = 100_000
+    async with aiouring.open(path, "rb", ring=ring) as file:
+        await ring.nop()
+
+        async def read() -> None:
+            for number in range(20):
+                offset = number * size % (len(CONTENT) - size)
+                assert await file.read_at(size, offset) == CONTENT[offset : offset + size]
+
+        assert await submitted(ring, read()) == (0, None)
+        assert (await submitted(ring, asyncio.gather(*(read() for _ in range(8)))))[0] == 0
+
+
+async def test_h2_closed_while_it_waits_for_its_turn(ring: aiouring.AsyncRing, path: Path, tmp_path: Path) -> None:
+    """The number is another file's by then, and is read by nobody."""
+    (tmp_path / "other").write_bytes(b"secret" * 100_000)
+    raw = RawFile(ring, os.open(path, os.O_RDONLY | os.O_CLOEXEC), str(path), os.O_RDONLY)
+    await raw.look()
+    for _ in range(5):
+        await asyncio.sleep(0)  # no turn is due any more
+    memory = ffi.new("char[]", 65_536)
+    while raw.take_cached(memory, 65_536, 0, 65_536, 0) != lib.AU_FULL:
+        pass
+    reading = [asyncio.create_task(read(100, 0)) for read in (raw.read_at, raw.read_some)]
+    await asyncio.sleep(0)
+    number = raw.fd
+    raw._close_at_once()
+    other = os.open(tmp_path / "other", os.O_RDONLY)
+    assert other == number
+    for task in reading:
+        with pytest.raises(ValueError, match="closed file"):
+            await task
+    os.close(other)
 
 
 def unreliable(choose: random.Random) -> Callable[..., int]:
     """A page cache that has now this and now that."""
 
-    def read(ring: Any, fd: int, memory: Any, capacity: int, start: int, length: int, offset: int) -> int:
+    def read(ring: Any, fd: int, memory: Any, capacity: int, start: int, length: int, offset: int, waited: bool) -> int:
         answer = choose.choice([0, -errno.EAGAIN, -errno.EINTR, -errno.EIO, lib.AU_FULL, 1, 1, 1, 1])
         if answer <= 0:
             return answer
-        return lib.au_read_cached(ring, fd, memory, capacity, start, choose.randint(1, length), offset)
+        return lib.au_read_cached(ring, fd, memory, capacity, start, choose.randint(1, length), offset, waited)
 
     return read
 
@@ -147,9 +192,11 @@ async def test_bounds(ring: aiouring.AsyncRing, path: Path) -> None:
     memory = ffi.new("char[]", 10)
     with path.open("rb") as file:
         for start, length in ((-1, 5), (0, 11), (8, 3), (11, 0), (1, 1 << 62), (0, -1)):
-            assert lib.au_read_cached(driver.ring.raw, file.fileno(), memory, 10, start, length, 0) == lib.AU_BAD_LENGTH
-        assert lib.au_read_cached(driver.ring.raw, file.fileno(), memory, 10, 0, 5, -1) == lib.AU_BAD_OFFSET
-        assert lib.au_read_cached(driver.ring.raw, file.fileno(), memory, 10, 3, 5, 0) == 5
+            assert (
+                lib.au_read_cached(driver.ring.raw, file.fileno(), memory, 10, start, length, 0, 0) == lib.AU_BAD_LENGTH
+            )
+        assert lib.au_read_cached(driver.ring.raw, file.fileno(), memory, 10, 0, 5, -1, 0) == lib.AU_BAD_OFFSET
+        assert lib.au_read_cached(driver.ring.raw, file.fileno(), memory, 10, 3, 5, 0, 0) == 5
     assert bytes(ffi.buffer(memory, 10)) == bytes(3) + CONTENT[:5] + bytes(2)
-    thread = asyncio.to_thread(lib.au_read_cached, driver.ring.raw, 0, memory, 10, 0, 5, 0)
+    thread = asyncio.to_thread(lib.au_read_cached, driver.ring.raw, 0, memory, 10, 0, 5, 0, 0)
     assert await thread == lib.AU_WRONG_THREAD

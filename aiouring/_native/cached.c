@@ -4,7 +4,8 @@
  * is there, and says EAGAIN where it would wait for a disk.  Nothing of the memory is the kernel's when it returns.
  *
  * Whoever is answered at once does not wait, and so lets nobody else run.  A ring therefore gives only so many bytes
- * away like this from one of its turns to the next; what goes beyond has to be a request, and waits for that turn.
+ * away like this from one of its turns to the next; who wants more waits for that turn, and then gets one read, however
+ * many others want theirs: as one request would be answered.
  */
 #include "uring.h"
 
@@ -21,9 +22,9 @@ enum { READ_COST = 4096 };
 
 /* Read `length` bytes at `offset` to `memory`, from `start` on.  Returns how many were there: 0 where the kernel says
  * that the file ends (older kernels said so of what was not there), -EAGAIN where it would wait, and AU_FULL where the
- * ring has given away what it may until its next turn. */
+ * ring has given away what it may until its next turn, unless the reader has `waited` for one. */
 int64_t au_read_cached(au_ring *ring, int fd, void *memory, int64_t capacity, int64_t start, int64_t length,
-                       int64_t offset)
+                       int64_t offset, int waited)
 {
     int rc = au_ring_check(ring);
     if (rc < 0)
@@ -32,7 +33,7 @@ int64_t au_read_cached(au_ring *ring, int fd, void *memory, int64_t capacity, in
         return AU_BAD_LENGTH;
     if (offset < 0)
         return AU_BAD_OFFSET;
-    if (ring->given_away >= AU_CACHED_MAX)
+    if (ring->given_away >= AU_CACHED_MAX && !waited)
         return AU_FULL;
     ring->given_away += (uint64_t)length + READ_COST;
     struct iovec place = {(uint8_t *)memory + start, (size_t)length};

@@ -139,7 +139,7 @@ int64_t au_slot_set(au_ring *ring, uint32_t index, int64_t serial);
 int64_t au_slots_used(au_ring *ring);
 
 int64_t au_read_cached(au_ring *ring, int fd, void *memory, int64_t capacity, int64_t start, int64_t length,
-                       int64_t offset);
+                       int64_t offset, int waited);
 
 int au_prepare_multishot(au_ring *ring, uint64_t user_data, int opcode, int fd, au_group *group,
                          uint32_t total, uint64_t how);
