@@ -1,8 +1,9 @@
 """Owns the grid: echo servers of many kinds, under loads from one connection to a thousand and from 64 B to 64 KiB.
 
-The load and the limits (the same server in C, around epoll and on io_uring) are compiled when it runs.  Each round
-starts every server afresh and then goes through the grid, at each of its points from server to server: one of them is
-under load at a time, and the others, which sleep, cost nothing.
+The load and the limits (the same server in C, around epoll, on io_uring, and on io_uring as a guest of epoll, which is
+what aiouring is to a loop) are compiled when it runs.  Each round starts every server afresh and then goes through the
+grid, at each of its points from server to server: one of them is under load at a time, and the others, which sleep,
+cost nothing.
 """
 
 import json
@@ -33,7 +34,7 @@ SIZES = {64: "64 B", 512: "512 B", 16 * 1024: "16 KiB", 64 * 1024: "64 KiB"}
 CONNECTIONS = (1, 64, 1000)
 IDLE = 10_000
 
-EPOLL, IO_URING = "C, epoll", "C, io_uring"
+EPOLL, IO_URING, GUEST = "C, epoll", "C, io_uring", "C, io_uring as a guest"
 BASELINE = f"uvloop, {PROTOCOL}"
 
 #: At most this, compared with each of these; the first holds everywhere, the others from 64 connections on.
@@ -121,7 +122,8 @@ def contestants_with(programs: Path, rsloop: str) -> Contestants:
     if rsloop:
         text = (HERE / "grid_rsloop.py").read_text()
         found |= {f"rsloop, {kind}": [*shlex.split(rsloop), "-c", text, kind] for kind in (STREAMS, PROTOCOL)}
-    return found | {EPOLL: [f"{programs}/epoll"], IO_URING: [f"{programs}/io_uring"]}
+    in_c = {EPOLL: [f"{programs}/epoll"], IO_URING: [f"{programs}/io_uring"], GUEST: [f"{programs}/io_uring", "guest"]}
+    return found | in_c
 
 
 def exchange(server: ServerProcess, load: Path, cell: Cell, effort: Effort, idle: int = 0) -> Mapping[str, float]:

@@ -1,15 +1,21 @@
-/* The grid's limit for completions: an echo server on io_uring, `grid_io_uring CORE`.
+/* The grid's limits for completions: an echo server on io_uring, `grid_io_uring CORE` or `grid_io_uring guest CORE`.
  *
  * The way that is told to be the fastest: one thread and one system call for each turn (submit and wait), a multishot
  * accept, a multishot receive for each connection, all of them from one ring of buffers, and each buffer sent as it
  * came and then given back.  A connection sends one buffer at a time, in order.  When there are no buffers left, the
  * receives end (ENOBUFS); they are armed again when buffers come back.
+ *
+ * As a guest it is the same, but does not wait in io_uring_enter: it sleeps in epoll, as an event loop does that knows
+ * nothing of the ring, until the ring's eventfd wakes it, which it then has to read.  The eventfd is silent meanwhile.
+ * That is the limit for whoever brings io_uring to a loop that is there already.
  */
 #include "grid_server.h"
 
 #include "uapi.h"
 
 #include <poll.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
@@ -31,8 +37,8 @@ static struct au_buf *group;
 static uint16_t group_tail;
 static unsigned returned; /* buffers, in this turn */
 
-static int ring_fd;
-static uint32_t *sq_head, *sq_tail, *cq_head, *cq_tail, sq_mask, cq_mask, filled;
+static int ring_fd, event_fd = -1, epoll_fd = -1;
+static uint32_t *sq_head, *sq_tail, *cq_head, *cq_tail, *cq_flags, sq_mask, cq_mask, filled;
 static struct au_sqe *sqes;
 static struct au_cqe *cqes;
 
@@ -93,6 +99,7 @@ static void set_up(void)
     sq_tail = (uint32_t *)(rings + params.sq_off.tail);
     cq_head = (uint32_t *)(rings + params.cq_off.head);
     cq_tail = (uint32_t *)(rings + params.cq_off.tail);
+    cq_flags = (uint32_t *)(rings + params.cq_off.flags);
     cqes = (struct au_cqe *)(rings + params.cq_off.cqes);
     sq_mask = params.sq_entries - 1;
     cq_mask = params.cq_entries - 1;
@@ -206,18 +213,54 @@ static void publish(void)
     returned = 0;
 }
 
+static void be_a_guest(void)
+{
+    event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    struct epoll_event event = {.events = EPOLLIN};
+    if (event_fd < 0 || epoll_fd < 0 || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, event_fd, &event) < 0 ||
+        syscall(SYS_io_uring_register, ring_fd, AU_REGISTER_EVENTFD, &event_fd, 1) < 0)
+        die("registering the eventfd");
+    __atomic_store_n(cq_flags, AU_CQ_EVENTFD_DISABLED, __ATOMIC_RELEASE);
+}
+
+/* Submit, and sleep until something has completed. */
+static void submit_and_sleep(void)
+{
+    if (filled != load(sq_head))
+        enter(0);
+    __atomic_store_n(cq_flags, 0, __ATOMIC_RELEASE);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (*cq_head == load(cq_tail)) {
+        struct epoll_event event;
+        uint64_t signals;
+        while (epoll_wait(epoll_fd, &event, 1, -1) < 0)
+            if (errno != EINTR)
+                die("epoll_wait");
+        if (read(event_fd, &signals, sizeof signals) < 0)
+            die("reading the eventfd");
+    }
+    __atomic_store_n(cq_flags, AU_CQ_EVENTFD_DISABLED, __ATOMIC_RELEASE);
+}
+
 int main(int count, char **words)
 {
-    if (count != 2)
+    int guest = count == 3 && !strcmp(words[1], "guest");
+    if (count != 2 + guest)
         return 2;
     signal(SIGPIPE, SIG_IGN);
-    int listener = begin(words[1]);
+    int listener = begin(words[1 + guest]);
     set_up();
+    if (guest)
+        be_a_guest();
     entry(AU_OP_ACCEPT, listener, ACCEPT)->ioprio = AU_ACCEPT_MULTISHOT;
     entry(AU_OP_POLL_ADD, 0, INPUT)->op_flags = POLLIN;
     for (;;) {
         publish();
-        enter(1);
+        if (guest)
+            submit_and_sleep();
+        else
+            enter(1);
         uint32_t head = *cq_head, tail = load(cq_tail);
         for (; head != tail; head++) {
             const struct au_cqe *cqe = &cqes[head & cq_mask];
