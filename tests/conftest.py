@@ -81,12 +81,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """What is here before the first test need not be looked through by the oracle after each."""
-    gc.collect()
-    gc.freeze()
-
-
 def in_flight() -> str:
     """What every open ring is waiting for, as text."""
     lines = []
@@ -164,6 +158,7 @@ def oracle(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     gc.collect()
+    gc.freeze()  # what is left is pytest's, more with every test, and need not be looked through again
     files, pinned, threads, buried = open_files(), pinned_kilobytes(), threading.active_count(), len(GRAVEYARD)
     rings = set(LIVE)
     with warnings.catch_warnings():
