@@ -23,9 +23,8 @@ from aiouring._buffer_ring import BufferRing, ProvidedBuffer, end_of_stream
 from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._features import require
 from aiouring._framing import LIMIT, Framing
-from aiouring._lease import Lease
 from aiouring._multishot import Receiving
-from aiouring._sending import Sending
+from aiouring._sending import Sending, checked_parts
 from aiouring._tls import HANDSHAKE_TIMEOUT, SHUTDOWN_TIMEOUT, Engine, TLSSettings
 from aiouring._tls_receiving import TLSReceiving
 from aiouring._tls_sending import TLSSending
@@ -187,11 +186,8 @@ class Connection:
             TypeError: one of them has no bytes; none of them is written.
             OSError and others: as `write()`.
         """
-        pieces = [piece for part in parts for piece in (part if isinstance(part, list | tuple) else (part,))]
-        for piece in pieces:
-            if not isinstance(piece, bytes | Lease):
-                memoryview(piece).release()  # raises where there are no bytes
-        for piece in pieces:
+        pieces = (piece for part in parts for piece in (part if isinstance(part, list | tuple) else (part,)))
+        for piece in checked_parts(pieces):
             self._sending.write(piece)
         await self._sending.below(0)
 

@@ -19,7 +19,7 @@ from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from aiouring._driver import Driver
     from aiouring._uring import CSender
@@ -31,6 +31,15 @@ _COPY_MAX = lib.AU_COPY_MAX
 _NEVER = 1 << 63  # bytes
 #: What the C core says of a caller whose memory is not touched: it is another thread's, or another process's.
 WRONG_CONTEXT = (lib.AU_WRONG_THREAD, lib.AU_FORKED)
+
+
+def checked_parts(parts: "Iterable[Any]") -> list[Any]:
+    """What is to be written together; raises `TypeError` where one has no bytes, before any of them is written."""
+    pieces = list(parts)
+    for piece in pieces:
+        if not isinstance(piece, bytes | Lease):
+            memoryview(piece).release()
+    return pieces
 
 
 class Sending:

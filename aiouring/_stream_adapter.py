@@ -16,6 +16,7 @@ from typing import Any, Self
 from aiouring._connection import Connection
 from aiouring._errors import RingClosedError
 from aiouring._framing import LIMIT
+from aiouring._sending import checked_parts
 from aiouring._tls import HANDSHAKE_TIMEOUT, SHUTDOWN_TIMEOUT
 from aiouring._verbs import Bytes
 
@@ -176,8 +177,8 @@ class StreamWriter:
             self._connection.write(data)
 
     def writelines(self, data: Iterable[Bytes]) -> None:
-        """Queue all of `data` to be sent."""
-        for part in data:
+        """Queue all of `data` to be sent; raises `TypeError` where one has no bytes, and queues none."""
+        for part in checked_parts(data):
             self.write(part)
 
     async def drain(self) -> None:

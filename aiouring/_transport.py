@@ -21,7 +21,7 @@ from aiouring._buffer_ring import BufferRing
 from aiouring._connection import HIGH_WATER, Connection
 from aiouring._errors import AioUringError, ResourceBusyError
 from aiouring._multishot import Receiving
-from aiouring._sending import Sending
+from aiouring._sending import Sending, checked_parts
 from aiouring._stream_adapter import extra_info
 from aiouring._takers import Taker
 from aiouring._verbs import Bytes
@@ -188,8 +188,8 @@ class Transport(asyncio.Transport):
                 self._pause_writing()
 
     def writelines(self, list_of_data: Iterable[Bytes]) -> None:
-        """Queue all of them."""
-        for data in list_of_data:
+        """Queue all of them; raises `TypeError` where one has no bytes, and queues none."""
+        for data in checked_parts(list_of_data):
             self.write(data)
 
     def can_write_eof(self) -> bool:

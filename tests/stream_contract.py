@@ -6,7 +6,7 @@ abort at any moment, cancelling anywhere, and bad arguments that leave it as it 
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Any, Protocol
 
@@ -35,13 +35,18 @@ class Stream(Protocol):
 #: Two ends that are connected; what one sends the other receives.
 MakePair = Callable[[], Awaitable[tuple[Stream, Stream]]]
 
+#: One part of the contract.
+Check = Callable[[Stream, Stream], Awaitable[None]]
+
 #: More than any pair of sockets takes while nobody reads.
 FLOOD = b"x" * 20_000_000
 
 
-async def check_stream(make_pair: MakePair) -> None:
+async def check_stream(make_pair: MakePair, *, leaving_out: Sequence[Check] = ()) -> None:
     """Hold a kind of stream to the contract; the failure says which part was broken."""
     for check in CHECKS:
+        if check in leaving_out:
+            continue
         left, right = await make_pair()
         try:
             async with asyncio.timeout(20):
@@ -311,13 +316,19 @@ async def leaving_a_block(left: Stream, right: Stream) -> None:
         await right.send()
 
 
-async def bad_arguments(left: Stream, right: Stream) -> None:
-    """They are refused by kind, and the stream is as it was."""
+async def bad_sends(left: Stream, right: Stream) -> None:
+    """What has no bytes is refused with everything beside it, and the stream is as it was."""
     for wrong in ("text", 5, None, ["text"], [b"never sent", 5]):
         with pytest.raises(TypeError):
             await left.send(wrong)
     with pytest.raises(TypeError):
         left.write("text")
+    await left.send(b"fine")
+    assert await right.receive_exactly(4) == b"fine"
+
+
+async def bad_receives(left: Stream, right: Stream) -> None:
+    """Bad arguments are refused by kind, and the stream is as it was."""
     with pytest.raises(ValueError):
         await left.receive_exactly(-1)
     with pytest.raises(ValueError):
@@ -331,13 +342,11 @@ async def bad_arguments(left: Stream, right: Stream) -> None:
     for bad in ("x", None, 5, ""):
         with pytest.raises(TypeError):
             await left.receive_until(bad)
-    await left.send(b"fine")
-    assert await right.receive_exactly(4) == b"fine"
-    await right.send(b"too")
-    assert await left.receive_exactly(3) == b"too"
+    await right.send(b"fine")
+    assert await left.receive_exactly(4) == b"fine"
 
 
-CHECKS = [
+CHECKS: list[Check] = [
     both_ways_at_once,
     simultaneous_sends,
     simultaneous_receives,
@@ -353,5 +362,6 @@ CHECKS = [
     cancelled_sends,
     cancelled_close,
     leaving_a_block,
-    bad_arguments,
+    bad_sends,
+    bad_receives,
 ]
