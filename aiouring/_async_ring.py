@@ -39,7 +39,6 @@ from aiouring._verbs import File, resolve
 from aiouring._zero_copy_verbs import ZeroCopyVerbs
 
 if TYPE_CHECKING:
-    from aiouring._multishot import Receiving
     from aiouring._standing import Standing
 
 _prepare = lib.au_prepare
@@ -112,7 +111,7 @@ class AsyncRing(
         self._driver: Driver | None = None
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
-        self._receiving: dict[Any, Receiving | None] = {}  # by file; None where a verb is
+        self._receiving: dict[Any, Any] = {}
         self._standing: set[Standing] = set()
         self._cancel_timeout = cancel_timeout
         self._close_timeout = close_timeout
@@ -219,7 +218,7 @@ class AsyncRing(
         if not isinstance(sock, socket.socket):
             resolve(sock)  # says so where it is a transport's
             raise TypeError(f"a socket.socket is needed, not {type(sock).__name__}")
-        if sock in self._receiving:
+        if self._key_of(sock.fileno()) in self._receiving:
             raise ResourceBusyError(f"a task is receiving from {sock!r}")
         driver = self._driver or self._bound()
         driver.check()

@@ -16,7 +16,7 @@ from aiouring._request import Request, Write
 from aiouring._standing import Standing
 from aiouring._standing_streams import PollStream
 from aiouring._uring import lib
-from aiouring._verbs import File, Verbs, busy, file_offset, resolve
+from aiouring._verbs import File, Verbs, file_offset, resolve
 
 
 class Splice(Write):
@@ -106,11 +106,10 @@ class DescriptorVerbs(Verbs):
             )
         driver = self._driver or self._bound()
         driver.check()
-        if fd in self._receiving:
-            raise busy(fd)
+        key = self._key_for_stream(fd, number, file)
         reading = Reading(driver, number, file, how, group, group.most_pending(max_pending), keeps_boundaries=False)
-        self._receiving[fd] = reading
-        return ReceiveStream(reading, reading.__anext__, partial(self._receiving.pop, fd, None))
+        self._receiving[key] = reading
+        return ReceiveStream(reading, reading.__anext__, partial(self._receiving.pop, key, None))
 
     async def splice(
         self,

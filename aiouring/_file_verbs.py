@@ -68,8 +68,8 @@ class FileVerbs(Verbs):
         memory, length, lease = memory_of(buffer, writable=True)
         driver = self._driver or self._bound()
         if offset is None:
-            if self._receiving and fd in self._receiving:
-                await self._after_stream(fd)
+            if self._receiving and number in self._receiving:
+                await self._after_stream(fd, number)
             if driver.leftovers.kept and (data := driver.leftovers.take(number, length)) is not None:
                 return fill(memory, data)
             request: Request = Read(number, file, memory, lease)
@@ -125,8 +125,11 @@ class FileVerbs(Verbs):
         most = group.size if length is None else length
         check_size("length", most, group.size)
         driver = self._driver or self._bound()
-        if offset is None and driver.leftovers.kept and (data := driver.leftovers.take(number, most)) is not None:
-            return private_copy(data)
+        if offset is None:
+            if self._receiving and number in self._receiving:
+                await self._after_stream(fd, number)
+            if driver.leftovers.kept and (data := driver.leftovers.take(number, most)) is not None:
+                return private_copy(data)
         request = ProvidedRead(number, file, group, at_position=offset is None)
         arguments = (_READ, number, group.raw, most, file_offset(offset), 0, how)
 

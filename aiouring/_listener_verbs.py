@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from aiouring._accepting import Accepting
+from aiouring._claims import check_free
 from aiouring._errors import ResourceBusyError
 from aiouring._features import require
 from aiouring._request import Request
@@ -83,6 +84,8 @@ class ListenerVerbs(Verbs):
         number, file, how = resolve(sock)
         driver = self._driver or self._bound()
         driver.check()
+        if isinstance(file, socket.socket):
+            check_free(number, file)
         for other in self._standing:
             if isinstance(other, Accepting) and other.holds(number, file):
                 raise ResourceBusyError(f"{sock!r} has a stream of connections already")

@@ -125,9 +125,10 @@ class MessageVerbs(SocketVerbs):
         message, held = new_message(buffers, writable=True)
         request = ReceiveMessage(number, file, message, held, ancillary_size, flags)
         driver = self._driver or self._bound()
-        if sock in self._receiving:
-            await self._after_stream(sock)
-        self._receiving[sock] = None
+        key = number
+        if key in self._receiving:
+            key = await self._after_stream(sock, number)
+        self._receiving[key] = file
         try:
             if driver.leftovers.kept:
                 peek = bool(flags & socket.MSG_PEEK)
@@ -141,7 +142,7 @@ class MessageVerbs(SocketVerbs):
             beside = request.received()
             request.let_go()
         finally:
-            del self._receiving[sock]
+            del self._receiving[key]
         beside.descriptors = ()  # the caller's
         return count, list(beside.ancillary), beside.flags, unpack_address(beside.name)
 
@@ -157,9 +158,10 @@ class MessageVerbs(SocketVerbs):
             flags |= socket.MSG_TRUNC  # say the whole size; of a stream that would throw bytes away
         request = ProvidedMessage(number, file, group, ancillary_size, flags)
         driver = self._driver or self._bound()
-        if sock in self._receiving:
-            await self._after_stream(sock)
-        self._receiving[sock] = None
+        key = number
+        if key in self._receiving:
+            key = await self._after_stream(sock, number)
+        self._receiving[key] = file
         try:
             if driver.leftovers.kept and (data := driver.leftovers.take_message(number, group.size)) is not None:
                 return message_of(data)
@@ -168,7 +170,7 @@ class MessageVerbs(SocketVerbs):
             message = request.message()
             request.let_go()  # an empty message may have taken a buffer
         finally:
-            del self._receiving[sock]
+            del self._receiving[key]
         return message
 
     def recvmsg_multishot(
@@ -203,12 +205,12 @@ class MessageVerbs(SocketVerbs):
         """
         require("multishot receive")
         number, file, how = resolve(sock)
-        driver = self._before_stream(sock, group)
+        driver, key = self._before_stream(sock, number, file, group)
         room = room_for(group, getattr(sock, "family", 0), name_size, ancillary_size)
         high, kind = group.most_pending(max_pending), type_of(sock, number)
         receiving = ReceivingMessages(driver, number, file, how, group, high, kind=kind, room=room)
-        self._receiving[sock] = receiving
-        return MessageStream(receiving, receiving.__anext__, partial(self._receiving.pop, sock, None))
+        self._receiving[key] = receiving
+        return MessageStream(receiving, receiving.__anext__, partial(self._receiving.pop, key, None))
 
     @overload
     async def recvfrom(self, sock: File, size: int) -> tuple[bytes, Any]: ...

@@ -19,7 +19,7 @@ from aiouring._receive_stream import ReceiveStream
 from aiouring._request import Accept, ProvidedReceive, Receive, Request, Write
 from aiouring._standing_streams import connection_of
 from aiouring._uring import ffi, lib
-from aiouring._verbs import Bytes, File, Verbs, busy, fill, line_up, memory_of, resolve
+from aiouring._verbs import Bytes, File, Verbs, fill, line_up, memory_of, resolve
 
 # Looked up once: these are on every message's way, and an `|` of the socket module's enums takes a microsecond.
 _prepare_select = lib.au_prepare_select
@@ -35,7 +35,7 @@ _ACCEPT_FLAGS = int(socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
 class SocketVerbs(Verbs):
     """The part of `AsyncRing` that talks to peers."""
 
-    _receiving: dict[Any, Receiving | None]
+    _receiving: dict[Any, Any]
 
     async def accept(self, sock: File) -> socket.socket:
         """Accept a connection; returns a non-blocking, close-on-exec socket.
@@ -100,9 +100,10 @@ class SocketVerbs(Verbs):
         if not isinstance(group, BufferRing):
             raise TypeError(f"a BufferRing from register_buffer_ring() is needed, not {type(group).__name__}")
         driver = self._driver or self._bound()
-        if sock in self._receiving:
-            await self._after_stream(sock)
-        self._receiving[sock] = None
+        key = number
+        if key in self._receiving:
+            key = await self._after_stream(sock, number)
+        self._receiving[key] = file
         try:
             if driver.leftovers.kept and (data := driver.leftovers.take(number, group.size)) is not None:
                 return private_copy(data)
@@ -128,7 +129,7 @@ class SocketVerbs(Verbs):
                 raise RingClosedError(f"buffer ring {group.group_id} was unregistered during a receive") from None
             raise
         finally:
-            del self._receiving[sock]
+            del self._receiving[key]
         if result:
             return group.take(request.flags, result)
         request.let_go()  # an empty datagram may have taken a buffer
@@ -167,28 +168,26 @@ class SocketVerbs(Verbs):
         """
         require("bundles" if bundle else "multishot receive")
         number, file, how = resolve(sock)
-        driver = self._before_stream(sock, group)
+        driver, key = self._before_stream(sock, number, file, group)
         high = group.most_pending(max_pending)
         kind = type_of(sock, number)
         if bundle and kind != socket.SOCK_STREAM:
             raise ValueError("bundles are for stream sockets: they would not say where a message ends")
         boundaries = kind == socket.SOCK_DGRAM
         receiving = Receiving(driver, number, file, how, group, high, keeps_boundaries=boundaries, bundle=bundle)
-        self._receiving[sock] = receiving
-        forget = partial(self._receiving.pop, sock, None)
+        self._receiving[key] = receiving
+        forget = partial(self._receiving.pop, key, None)
         if bundle:
             return ReceiveStream(receiving, receiving.next_bundle, forget)
         return ReceiveStream(receiving, receiving.__anext__, forget)
 
-    def _before_stream(self, sock: File, group: BufferRing) -> Driver:
-        """The driver, if a stream of what `sock` receives may begin."""
+    def _before_stream(self, sock: File, number: int, file: Any, group: BufferRing) -> tuple[Driver, Any]:
+        """The driver, and the stream's key, if a stream of what `sock` receives may begin."""
         if not isinstance(group, BufferRing):
             raise TypeError(f"a BufferRing from register_buffer_ring() is needed, not {type(group).__name__}")
         driver = self._driver or self._bound()
         driver.check()
-        if sock in self._receiving:
-            raise busy(sock)
-        return driver
+        return driver, self._key_for_stream(sock, number, file)
 
     async def recv_into(self, sock: File, buffer: Bytes) -> int:
         """Receive into `buffer`; returns the number of bytes, 0 at the end of the stream.
@@ -198,9 +197,10 @@ class SocketVerbs(Verbs):
         number, file, how = resolve(sock)
         memory, length, lease = memory_of(buffer, writable=True)
         driver = self._driver or self._bound()
-        if sock in self._receiving:
-            await self._after_stream(sock)
-        self._receiving[sock] = None
+        key = number
+        if key in self._receiving:
+            key = await self._after_stream(sock, number)
+        self._receiving[key] = file
         try:
             if driver.leftovers.kept and (data := driver.leftovers.take(number, length)) is not None:
                 return fill(memory, data)
@@ -218,7 +218,7 @@ class SocketVerbs(Verbs):
                 how,
             )
         finally:
-            del self._receiving[sock]
+            del self._receiving[key]
 
     async def send(self, sock: File, data: Bytes) -> int:
         """Send what the socket takes of `data`, a buffer or a lent one; returns the number of bytes.

@@ -3,20 +3,19 @@
 import errno
 import socket
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from aiouring._address import pack_address
 from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer
+from aiouring._claims import check_free, known, look_at
 from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._driver import Driver
 from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._lease import Lease
+from aiouring._multishot import Receiving
 from aiouring._received_message import ProvidedMessage
 from aiouring._request import Now, ProvidedReceive, Read, ReadNow, Request, Write, WriteNow, identify
 from aiouring._uring import ffi, lib
-
-if TYPE_CHECKING:
-    from aiouring._multishot import Receiving
 
 
 class HasFileno(Protocol):
@@ -34,42 +33,61 @@ class Verbs:
     """The base of the classes that verbs are in; `AsyncRing` is all of them together."""
 
     _driver: Driver | None
-    _receiving: "dict[Any, Receiving | None]"  # by file; None where a verb is
+    _receiving: "dict[Any, Any]"  # by descriptor: a stream's `Receiving`, or a verb's file, None if that has a number
 
     def _bound(self) -> Driver:
         """The driver; the first use binds the ring to the running loop and its thread."""
         raise NotImplementedError
 
-    async def _after_stream(self, sock: "File") -> None:
-        """Wait for the end of a stream on `sock` that is being closed; any other receive has the socket."""
-        while sock in self._receiving:
-            receiving = self._receiving[sock]
-            end = receiving.end() if receiving is not None and receiving.closing else None
+    async def _after_stream(self, sock: "File", number: int) -> Any:
+        """Wait for the end of a stream on `sock` that is being closed; any other receive has the socket.
+
+        Returns the key to be noted under, see `_key_of()`.
+        """
+        while (key := self._key_of(number)) in self._receiving:
+            receiving = self._receiving[key]
+            end = receiving.end() if isinstance(receiving, Receiving) and receiving.closing else None
             if end is None:
                 raise busy(sock)
             await end
+        return key
+
+    def _key_of(self, number: int) -> Any:
+        """What a receive from a descriptor is noted under: its number, so that a socket is found by that as well.
+
+        It is the file's identity where the number was another's who is still noted under it, and was closed since.
+        """
+        if number in self._receiving and not _has(self._receiving[number], number):
+            return identify(number)
+        return number
+
+    def _key_for_stream(self, sock: "File", number: int, file: Any) -> Any:
+        """The key of a receive that stays armed; raises where the socket is somebody else's."""
+        if isinstance(file, socket.socket):
+            check_free(number, file)  # it may have been given away since it was looked at
+        key = self._key_of(number)
+        if key in self._receiving:
+            raise busy(sock)
+        return key
+
+
+def _has(receiving: Any, number: int) -> bool:
+    """Whether who is noted under a descriptor's number still has that file.
+
+    Nobody can tell of a verb that was given a number: it has.
+    """
+    try:
+        if isinstance(receiving, Receiving):
+            receiving.check_file()
+            receiving = receiving.file
+        return receiving is None or bool(receiving.fileno() == number)
+    except (OSError, ValueError):
+        return False  # closed
 
 
 def busy(file: "File") -> ResourceBusyError:
     """One receive at a time on a file: two would share the stream's bytes in an undefined way."""
     return ResourceBusyError(f"another task is already receiving from {file!r}")
-
-
-# The kinds of file objects that were looked at, and are their holders' own.
-_own: set[type] = {socket.socket}
-
-
-def _look_at(kind: type) -> None:
-    """Refuse what a transport shows of its socket: two who receive would share the bytes in an undefined way.
-
-    asyncio's and uvloop's transports, and our own, show an object of one of these kinds.
-    """
-    if kind.__name__ in ("TransportSocket", "PseudoSocket"):
-        raise ResourceBusyError(
-            f"this {kind.__name__} belongs to a transport, which receives from it and sends on it: use the transport, "
-            "or give a socket of your own (socket.socket) to the ring"
-        )
-    _own.add(kind)
 
 
 def resolve(file: File) -> tuple[int, Any, int]:
@@ -83,13 +101,16 @@ def resolve(file: File) -> tuple[int, Any, int]:
         return file, None, lib.AU_GUARD_FD
     try:
         number = file.fileno()  # type: ignore[union-attr]  # an isinstance() would cost every request
+        if known[number]() is file:
+            return number, file, 0
     except AttributeError:
         if not isinstance(file, DirectDescriptor):
             raise
         slot = file.slot
         return slot, None, slot.how
-    if type(file) not in _own:
-        _look_at(type(file))
+    except KeyError:
+        number = file.fileno()  # type: ignore[union-attr]  # if that was what has raised, again
+    look_at(number, file)
     if number < 0:
         raise kernel_error(errno.EBADF, "the file has been closed")
     return number, file, 0

@@ -68,6 +68,7 @@ FLOORS = [
         "_polling",
         "_sending",
         "_chaining",
+        "_claims",
         "_driver",
     ],
     [
@@ -129,7 +130,7 @@ FLOORS = [
     ["__init__", "__main__"],
 ]
 MAY_KNOW_ASYNCIO = {
-    *("_turns", "_driver", "_multishot", "_sending", "_chaining", "_async_ring"),
+    *("_turns", "_claims", "_driver", "_multishot", "_sending", "_chaining", "_async_ring"),
     *FLOORS[-3],
     *FLOORS[-2],
 }
