@@ -161,7 +161,7 @@ class Lease:
         self.number = number
         self.length = length
         self._view: memoryview | None = None
-        self.pins = 0  # requests in flight on this memory
+        self.pins = 0  # requests in flight on this memory; -1 when it was handed over, and has gone back
         self.abandoned = False  # nobody awaits those requests any more
         self.ended = False
 
@@ -244,8 +244,9 @@ class Lease:
         return self.arena.content(self.number, self.length)
 
     def give_back(self) -> None:
-        """Return a buffer that was handed over."""
-        if self.length:
+        """Return a buffer that was handed over.  Taking this step twice does no harm."""
+        if self.length and not self.pins:
+            self.pins = -1  # first: to return it twice would end the lease of whoever has it next
             self._home.take_back(self.number)
 
     def has_views(self) -> bool:

@@ -2,7 +2,10 @@
 
 Ownership.  A lent buffer that is written is handed over: its lease ends for whoever had it, and the C core
 gives it back to its group when its bytes are sent.  A few bytes are copied by the C core.  Everything else that is
-written is kept here, in the order in which it was written, until the C core has counted it as done with.
+written is kept here, with the number that the C core gives it, until that has counted it as done with.
+
+An interrupt can strike between any two lines (see `_turns`).  What was kept and then not written has the number of
+what is written next, and goes with that; what is done with is taken off last, so that all steps may be taken again.
 """
 
 import errno
@@ -53,7 +56,6 @@ class Sending:
         "_kept",
         "_lost",
         "_raw_group",
-        "_released",
         "_waiting",
         "raw",
     )
@@ -62,10 +64,9 @@ class Sending:
         self._driver = driver
         self._raw_group = group.raw
         self._group = group  # the group whose buffers the C core gives back; others are given back here
-        # Memory that the kernel may read, in the order in which it was written; None where there is none, as an empty
-        # deque would be larger than all else here.
-        self._kept: deque[Any] | None = None
-        self._released = 0  # how much of that has been let go of, ever
+        # Memory that the kernel may read, each with its number; None where there is none, as an empty deque would be
+        # larger than all else here.
+        self._kept: deque[tuple[int, Any]] | None = None
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._ended: asyncio.Future[int] | None = None
         self._failure: Exception | None = None
@@ -147,7 +148,7 @@ class Sending:
         """Queue memory that `kept` keeps."""
         if self._kept is None:
             self._kept = deque()
-        self._kept.append(kept)  # before the C core has it: an interrupt in between keeps too much, not too little
+        self._kept.append((self.raw.memory_added + 1, kept))  # before the C core has it
         code = _add_memory(self.raw, memory, length)
         if code < 0:
             self._kept.pop()
@@ -174,13 +175,13 @@ class Sending:
     def arrived(self) -> None:
         """Something that was asked for is there: memory is free again, little is left to send, or sending failed."""
         raw = self.raw
-        while self._kept and self._released < raw.memory_done:
-            self._released += 1
-            kept = self._kept.popleft()
-            if isinstance(kept, Lease):
-                kept.give_back()
-            if not self._kept:
-                self._kept = None
+        while (kept := self._kept) and kept[0][0] <= raw.memory_done:
+            memory = kept[0][1]
+            if isinstance(memory, Lease):
+                memory.give_back()
+            kept.popleft()
+        if not kept:
+            self._kept = None
         if raw.failure and self._failure is None:
             self._failure = failure(raw.failure, "sending")
         self._wake()

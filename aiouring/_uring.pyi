@@ -57,6 +57,7 @@ class CSender:
     taken: int
     wanted: int
     high_water: int
+    memory_added: int
     memory_done: int
     watched: int
     in_flight: int

@@ -141,3 +141,57 @@ def test_c8_interrupt_at_every_line_of_a_delivery(profile: TaskRun, work: Work, 
         held.pop().release()
     loop.run_until_complete(ring.aclose())
     loop.close()
+
+
+def test_c8_interrupt_at_every_line_of_a_senders_news(profile: TaskRun) -> None:
+    """Whatever line it strikes, memory that was written is let go of once its bytes are sent: no more, and no less."""
+    loop = asyncio.SelectorEventLoop()
+    at = lines = 0
+
+    def trace(frame: FrameType, event: str, _argument: object) -> object:
+        nonlocal lines
+        if frame.f_code is not Sending.arrived.__code__ or not delivers(frame):
+            return None
+        if event == "line":
+            lines += 1
+            if lines == at:
+                raise KeyboardInterrupt
+        return trace
+
+    async def setup() -> tuple[aiouring.AsyncRing, BufferRing, aiouring.RegisteredBuffers]:
+        ring = aiouring.AsyncRing(task_run=profile)
+        return ring, ring.register_buffer_ring(count=2, size=64), ring.register_buffers(count=3, size=4096)
+
+    async def write(sock: socket.socket) -> None:
+        connection = Connection(ring, sock, group)
+        for round_ in range(3):
+            with await buffers.acquire() as buffer:
+                buffer.view[:] = b"%d" % round_ * 4096
+                connection.write(buffer)
+            connection.write(b"!" * 4096)
+            await connection.send()
+        assert connection._sending._kept is None  # type: ignore[union-attr]
+        assert buffers.statistics().in_use == 0
+        await connection.aclose()
+
+    ring, group, buffers = loop.run_until_complete(setup())
+    for at in range(1, 200):
+        lines = interrupts = 0
+        left, right = socket.socketpair()
+        task = loop.create_task(write(left))
+        while not task.done():
+            sys.settrace(trace)  # type: ignore[arg-type]
+            try:
+                loop.run_until_complete(task)
+            except KeyboardInterrupt:
+                interrupts += 1
+            finally:
+                sys.settrace(None)
+        task.result()
+        with right, right.makefile("rb") as received:
+            assert received.read() == b"".join(b"%d" % round_ * 4096 + b"!" * 4096 for round_ in range(3)), at
+        if not interrupts:
+            break
+    assert 20 < at < 199, at
+    loop.run_until_complete(ring.aclose())
+    loop.close()

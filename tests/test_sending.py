@@ -10,7 +10,7 @@ import pytest
 from conftest import RingFactory
 
 import aiouring
-from aiouring import Connection
+from aiouring import Connection, _sending
 from aiouring._driver import GRAVEYARD
 from aiouring._sending import Sending
 
@@ -315,3 +315,23 @@ async def test_parts_of_buffers_go_to_the_core(ring: aiouring.AsyncRing) -> None
         await connection.send([])
         assert far.recv(9) == b"hello"
     far.close()
+
+
+async def test_what_was_kept_and_never_written(
+    ring: aiouring.AsyncRing, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt between keeping memory and queueing it costs neither what is written later, nor keeps that."""
+    left, right = pair
+    async with Connection(ring, left, ring.register_buffer_ring(count=2, size=64)) as connection:
+
+        def interrupted(*_: object) -> int:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_sending, "_add_memory", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                connection.write(b"never" * 1000)
+        for letter in b"abc":
+            await connection.send(bytes([letter]) * 5000)
+            assert connection._sending._kept is None  # type: ignore[union-attr]
+            assert right.recv(9999) == bytes([letter]) * 5000

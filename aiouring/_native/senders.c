@@ -122,7 +122,9 @@ int au_sender_add_memory(au_sender *sender, const void *memory, int64_t length)
 {
     if (length <= 0)
         return AU_BAD_LENGTH;
-    return add_part(sender, (struct au_part){(uint8_t *)(uintptr_t)memory, (uint64_t)length, NULL, 0, NULL});
+    int rc = add_part(sender, (struct au_part){(uint8_t *)(uintptr_t)memory, (uint64_t)length, NULL, 0, NULL});
+    sender->memory_added += rc >= 0;
+    return rc;
 }
 
 /* A copy costs less than to tell the caller when its memory is free; nothing is queued where there is no memory. */

@@ -49,7 +49,7 @@ typedef struct au_group {
 } au_group;
 
 typedef struct au_sender {
-    uint64_t number, pending, taken, wanted, high_water, memory_done;
+    uint64_t number, pending, taken, wanted, high_water, memory_added, memory_done;
     int watched, in_flight, failure, crowded, held;
     ...;
 } au_sender;

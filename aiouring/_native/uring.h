@@ -213,7 +213,8 @@ typedef struct au_sender {
     uint64_t taken;       /* bytes that are done with, ever */
     uint64_t wanted;      /* where `watched`: an event is wanted when as many are */
     uint64_t high_water;  /* bytes */
-    uint64_t memory_done; /* parts of the caller's memory that are free again, ever */
+    uint64_t memory_added; /* parts of the caller's memory that were written, ever */
+    uint64_t memory_done;  /* ... that are free again, in the same order */
     int watched, in_flight, failure;
     int crowded;          /* more is pending than the high mark, or held, or sending failed: ask before writing more */
     int held;             /* whoever writes here has more that it holds back, or can write no more */
