@@ -202,8 +202,8 @@ class Receive(Request):
     __slots__ = ()
 
     def unclaimed(self, leftovers: "Leftovers") -> None:
-        """Copy the bytes: the memory is the caller's again."""
-        if self.result > 0:
+        """Copy the bytes: the memory is the caller's again.  No bytes may be a message, too."""
+        if self.result > 0 or (self.result == 0 and keeps_boundaries(self.fd)):
             leftovers.keep(self.fd, ffi.buffer(self.hold, self.result)[:])
 
 
@@ -214,7 +214,7 @@ class Read(Receive):
 
     def unclaimed(self, leftovers: "Leftovers") -> None:
         """Undo the read where the file can seek, else keep its bytes."""
-        if self.result > 0:
+        if self.result >= 0:
             try:
                 os.lseek(self.fd, -self.result, os.SEEK_CUR)
             except OSError:
@@ -249,6 +249,8 @@ class ProvidedReceive(Request):
         if self.result > 0:
             with self.group.take(self.flags, self.result) as chunk:
                 leftovers.keep(self.fd, bytes(chunk.view))
+        elif self.result == 0 and keeps_boundaries(self.fd):
+            leftovers.keep(self.fd, b"")  # an empty message; `let_go()` gives back the buffer that it may have taken
 
     def let_go(self) -> None:
         """Give back a buffer that came without bytes: with an error, or an empty datagram."""
@@ -269,14 +271,15 @@ class ProvidedRead(ProvidedReceive):
 
     def unclaimed(self, leftovers: "Leftovers") -> None:
         """Undo the read where the file can seek, else keep its bytes; give the buffer back."""
-        if self.result > 0:
+        if self.result >= 0:
             try:
                 if self.at_position:
                     os.lseek(self.fd, -self.result, os.SEEK_CUR)
             except OSError:
                 super().unclaimed(leftovers)
             else:
-                self.group.take(self.flags, 0).release()
+                if self.result:
+                    self.group.take(self.flags, 0).release()
 
 
 class Kept(bytes):

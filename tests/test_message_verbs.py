@@ -5,7 +5,7 @@ import errno
 import os
 import socket
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,49 @@ async def test_a8_cancelled_receives_lose_nothing(ring: aiouring.AsyncRing, ends
                 got.append((await ring.recvfrom(right, 12))[0])
     assert b"".join(got) == b"".join(b"%06d(more)" % number for number in range(48))
     assert stream or all(len(data) == 6 for data in got)
+
+
+@pytest.mark.parametrize("first", ["recv", "recv_into", "read", "read_provided", "recvmsg", "recvmsg, group"])
+@pytest.mark.parametrize("ends", ["IPv4", "IPv6", "Unix", "unnamed", "seqpacket"], indirect=True)
+async def test_a8_an_empty_message_that_comes_with_a_cancellation(
+    ring: aiouring.AsyncRing, ends: Pair, first: str
+) -> None:
+    """It is the next receive's, before the message behind it, whichever verbs they are; no buffer is lost."""
+    left, right = ends
+    group = ring.register_buffer_ring(count=4, size=256)
+
+    async def leased(receiving: Any) -> bytes:
+        with await receiving as chunk:
+            return bytes(chunk.view)
+
+    async def copied(verb: Callable[..., Any]) -> bytes:
+        memory = bytearray(9)
+        return bytes(memory[: await verb(right, memory)])
+
+    async def streamed() -> bytes:
+        async with ring.recv_multishot(right, group) as stream:
+            return await leased(anext(stream))
+
+    ways: dict[str, Callable[[], Any]] = {
+        "recv": lambda: leased(ring.recv(right, group)),
+        "recv_into": lambda: copied(ring.recv_into),
+        "read": lambda: copied(ring.read),
+        "read_provided": lambda: leased(ring.read_provided(right, group)),
+        "recvmsg": lambda: copied(lambda sock, memory: first_of(ring.recvmsg(sock, [memory]))),
+        "recvmsg, group": lambda: leased(ring.recvmsg(right, group)),
+        "recv_multishot": streamed,
+    }
+    for second in ways:
+        await cancelled_with(ring, ways[first](), partial(left.send, b""))
+        left.send(b"behind")
+        async with asyncio.timeout(5):
+            assert [await ways[way]() for way in (second, "recv")] == [b"", b"behind"], second
+        assert group.statistics().in_use == 0
+
+
+async def first_of(receiving: Any) -> Any:
+    """The number of bytes that recvmsg() returns."""
+    return (await receiving)[0]
 
 
 async def test_a8_messages_are_not_joined(ring: aiouring.AsyncRing, pair: Pair) -> None:
