@@ -217,7 +217,10 @@ class AsyncRing(
         """The driver, for a connection that takes over `sock`; raises where the socket is in use."""
         if not isinstance(sock, socket.socket):
             resolve(sock)  # says so where it is a transport's
-            raise TypeError(f"a socket.socket is needed, not {type(sock).__name__}")
+            raise TypeError(
+                f"a connection takes over a socket.socket, not {type(sock).__name__}: for a descriptor make one with "
+                "socket.socket(fileno=...), and get that of a direct one with fixed_fd_install()"
+            )
         if self._key_of(sock.fileno()) in self._receiving:
             raise ResourceBusyError(f"a task is receiving from {sock!r}")
         driver = self._driver or self._bound()

@@ -73,7 +73,7 @@ class Connection:
         self._closed = True
         if not isinstance(group, BufferRing):
             raise TypeError(f"a BufferRing from register_buffer_ring() is needed, not {type(group).__name__}")
-        if sock.type != socket.SOCK_STREAM:
+        if isinstance(sock, socket.socket) and sock.type != socket.SOCK_STREAM:
             raise ValueError(f"a connection is a stream socket, not {sock.type!r}")
         require("bundles" if bundle else "multishot receive")
         high = group.most_pending(max_pending)

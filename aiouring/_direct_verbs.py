@@ -15,7 +15,7 @@ from aiouring._registered_files import RegisteredFiles, number_of, update_error
 from aiouring._request import Request
 from aiouring._slot_requests import CloseSlot, Install, InstallArray, InstallConnection, Open, OpenPipe, Sources, Update
 from aiouring._uring import ffi, lib
-from aiouring._verbs import File, Verbs, resolve
+from aiouring._verbs import File, Verbs, kind_of, resolve
 
 _UNREGISTERED = "the registered files were unregistered while their table was being changed"
 _ALLOC = lib.AU_FILE_INDEX_ALLOC
@@ -134,9 +134,10 @@ class DirectVerbs(Verbs):
         """
         number, file, how = resolve(sock)
         driver, table = self._table()
+        unknown = isinstance(sock, DirectDescriptor) and not sock.family
+        kind = None if unknown else kind_of(sock, number)
         request = InstallConnection(table, index, number, file)
         await make(driver, request, "5.15", lib.au_prepare_slot, lib.AU_OP_ACCEPT, number, 0, 0, 0, request.slot, how)
-        kind = (sock.family, sock.type, sock.proto) if isinstance(sock, socket.socket | DirectDescriptor) else None
         return request.claim(kind)[0]
 
     async def pipe(self, flags: int = 0) -> tuple[int, int]:

@@ -14,9 +14,9 @@ from aiouring._receive_stream import MessageStream
 from aiouring._received_message import ProvidedMessage, ReceivedMessage, message_of
 from aiouring._receiving_messages import ReceivingMessages, check_whole, room_for
 from aiouring._request import Kept
-from aiouring._socket_verbs import SocketVerbs, type_of
+from aiouring._socket_verbs import SocketVerbs
 from aiouring._uring import ffi, lib
-from aiouring._verbs import Bytes, File, packed_address, perform_provided, resolve
+from aiouring._verbs import Bytes, File, kind_of, packed_address, perform_provided, resolve
 
 _SEND_FLAGS = int(
     socket.MSG_OOB
@@ -154,7 +154,7 @@ class MessageVerbs(SocketVerbs):
         check_whole(group)
         number, file, how = resolve(sock)
         flags = int(socket.MSG_CMSG_CLOEXEC)
-        if type_of(sock, number) != socket.SOCK_STREAM:
+        if kind_of(sock, number)[1] != socket.SOCK_STREAM:
             flags |= socket.MSG_TRUNC  # say the whole size; of a stream that would throw bytes away
         request = ProvidedMessage(number, file, group, ancillary_size, flags)
         driver = self._driver or self._bound()
@@ -206,8 +206,9 @@ class MessageVerbs(SocketVerbs):
         require("multishot receive")
         number, file, how = resolve(sock)
         driver, key = self._before_stream(sock, number, file, group)
-        room = room_for(group, getattr(sock, "family", 0), name_size, ancillary_size)
-        high, kind = group.most_pending(max_pending), type_of(sock, number)
+        family, kind, _ = kind_of(sock, number)
+        room = room_for(group, family, name_size, ancillary_size)
+        high = group.most_pending(max_pending)
         receiving = ReceivingMessages(driver, number, file, how, group, high, kind=kind, room=room)
         self._receiving[key] = receiving
         return MessageStream(receiving, receiving.__anext__, partial(self._receiving.pop, key, None))

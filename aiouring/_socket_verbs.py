@@ -1,15 +1,12 @@
 """Owns the verbs for sockets: connections are accepted and made, bytes sent and received."""
 
 import errno
-import os
 import socket
 from functools import partial
 from typing import Any, Literal, overload
 
-from aiouring._address import pack_address
 from aiouring._buffer_ring import BufferRing, OnEmpty, ProvidedBuffer, end_of_stream, private_copy
 from aiouring._bundle import ProvidedBundle
-from aiouring._direct_descriptor import DirectDescriptor
 from aiouring._driver import Driver
 from aiouring._errors import RingClosedError, note_written_before
 from aiouring._features import require
@@ -19,7 +16,7 @@ from aiouring._receive_stream import ReceiveStream
 from aiouring._request import Accept, ProvidedReceive, Receive, Request, Write
 from aiouring._standing_streams import connection_of
 from aiouring._uring import ffi, lib
-from aiouring._verbs import Bytes, File, Verbs, fill, line_up, memory_of, resolve
+from aiouring._verbs import Bytes, File, Verbs, fill, kind_of, line_up, memory_of, packed_address, resolve
 
 # Looked up once: these are on every message's way, and an `|` of the socket module's enums takes a microsecond.
 _prepare_select = lib.au_prepare_select
@@ -49,22 +46,14 @@ class SocketVerbs(Verbs):
         )
         return connection_of(sock, fd)
 
-    async def connect(self, sock: socket.socket | DirectDescriptor, address: Any) -> None:
+    async def connect(self, sock: File, address: Any) -> None:
         """Connect to `address`, written as for `socket.connect()`; host names are resolved by the loop.
 
         After a cancellation the socket's state is undefined: close it.  Since Linux 5.5.  See
         io_uring_prep_connect(3).
         """
         driver = self._driver or self._bound()
-        if not sock.family:
-            raise ValueError(f"the address family of {sock!r} is not known: it was registered by number")
-        try:
-            packed = pack_address(sock.family, address)
-        except OSError:
-            found = await driver.loop.getaddrinfo(
-                address[0], address[1], family=sock.family, type=sock.type, proto=sock.proto
-            )
-            packed = pack_address(sock.family, found[0][4])
+        packed = await packed_address(driver, sock, address)
         number, file, how = resolve(sock)
         memory = ffi.new("char[]", packed)
         size = len(packed)
@@ -170,7 +159,7 @@ class SocketVerbs(Verbs):
         number, file, how = resolve(sock)
         driver, key = self._before_stream(sock, number, file, group)
         high = group.most_pending(max_pending)
-        kind = type_of(sock, number)
+        kind = kind_of(sock, number)[1]
         if bundle and kind != socket.SOCK_STREAM:
             raise ValueError("bundles are for stream sockets: they would not say where a message ends")
         boundaries = kind == socket.SOCK_DGRAM
@@ -282,24 +271,3 @@ class SocketVerbs(Verbs):
         await (self._driver or self._bound()).perform(
             Request(number, file), lib.au_prepare, lib.AU_OP_SHUTDOWN, number, 0, 0, direction, 0, how
         )
-
-
-def type_of(sock: File, number: int) -> int:
-    """The type of the socket that a descriptor, or a direct one, stands for."""
-    if isinstance(sock, socket.socket):
-        return sock.type
-    if isinstance(sock, DirectDescriptor):
-        if not sock.type:
-            raise ValueError(f"the socket type of {sock!r} is not known: it was registered by number")
-        return sock.type
-    duplicate = os.dup(number)
-    try:
-        return _probe_type(duplicate)
-    except OSError:
-        os.close(duplicate)  # it is no socket, and nobody's
-        raise
-
-
-def _probe_type(number: int) -> int:
-    with socket.socket(fileno=number) as sock:
-        return sock.type

@@ -1,6 +1,7 @@
 """Owns what all verbs share: how a file, a buffer and an offset are named, and the way to the driver."""
 
 import errno
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeAlias
@@ -116,16 +117,34 @@ def resolve(file: File) -> tuple[int, Any, int]:
     return number, file, 0
 
 
+def kind_of(sock: File, number: int) -> tuple[int, int, int]:
+    """Family, type and protocol of a socket, however it is named.
+
+    Raises `ValueError` where nobody knows, and `OSError` (ENOTSOCK, EBADF) where it is no socket.
+    """
+    if isinstance(sock, socket.socket):
+        return sock.family, sock.type, sock.proto
+    if isinstance(sock, DirectDescriptor):
+        if not sock.family:
+            raise ValueError(f"the address family and type of {sock!r} are not known: it was registered by number")
+        return sock.family, sock.type, sock.proto
+    duplicate = os.dup(number)  # or an interrupt might have the object that is asked close the caller's
+    try:
+        asked = socket.socket(fileno=duplicate)
+    except OSError:
+        os.close(duplicate)
+        raise
+    with asked:
+        return asked.family, asked.type, asked.proto
+
+
 async def packed_address(driver: Driver, sock: File, address: Any) -> bytes:
     """`address` of the socket's family as the kernel takes it; a host's name is resolved by the loop."""
-    family = getattr(sock, "family", None)
-    if not family:
-        raise ValueError(f"the address family of {sock!r} is not known: give the socket, not its descriptor")
+    family, kind, protocol = kind_of(sock, resolve(sock)[0])
     try:
         return pack_address(family, address)
     except OSError:
-        kind = {name: getattr(sock, name) for name in ("type", "proto")}
-        found = await driver.loop.getaddrinfo(address[0], address[1], family=family, **kind)
+        found = await driver.loop.getaddrinfo(address[0], address[1], family=family, type=kind, proto=protocol)
         return pack_address(family, found[0][4])
 
 

@@ -17,7 +17,7 @@ from aiouring._fixed_buffer import FixedBuffer
 from aiouring._messages import checked, empty_message, new_message
 from aiouring._request import ZeroCopy, ZeroCopyMessage
 from aiouring._uring import ffi, lib
-from aiouring._verbs import Bytes, File, Verbs, memory_of, resolve
+from aiouring._verbs import Bytes, File, Verbs, kind_of, memory_of, resolve
 
 _FLAGS = int(socket.MSG_NOSIGNAL | socket.MSG_WAITALL)
 _REPORT_USAGE = lib.AU_SEND_ZC_REPORT_USAGE << 16
@@ -149,10 +149,7 @@ class ZeroCopyVerbs(Verbs):
 def _address(message: Any, sock: File, address: Any) -> None:
     """Say where a message goes to."""
     if address is not None:
-        family = getattr(sock, "family", None)
-        if not family:
-            raise ValueError(f"the address family of {sock!r} is not known: give the socket, not its descriptor")
-        packed = pack_address(family, address)
+        packed = pack_address(kind_of(sock, resolve(sock)[0])[0], address)
         checked(lib.au_message_address(message, packed, len(packed)))
 
 

@@ -204,10 +204,10 @@ async def test_bind_and_listen_on_a_direct_descriptor(ring: aiouring.AsyncRing) 
 
 
 async def test_what_bind_and_listen_refuse(ring: aiouring.AsyncRing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A number without a family, a backlog out of range, an older kernel."""
+    """What is no socket, a backlog out of range, an older kernel."""
     with socket.socket() as sock:
-        with pytest.raises(ValueError, match="give the socket"):
-            await ring.bind(sock.fileno(), ("127.0.0.1", 0))
+        with Path("/dev/null").open() as file, pytest.raises(OSError, match="non-socket"):
+            await ring.bind(file, ("127.0.0.1", 0))
         with pytest.raises(ValueError, match="backlog=-1"):
             await ring.listen(sock, -1)
         monkeypatch.setattr(_features, "_here", frozenset())

@@ -74,13 +74,12 @@ async def test_a_sender_without_an_address(ring: aiouring.AsyncRing, tmp_path: P
 
 
 async def test_a_host_by_its_name(ring: aiouring.AsyncRing) -> None:
-    """The loop resolves it; what has no family cannot be sent to an address."""
+    """The loop resolves it, for a socket that is given by its number, too."""
     with socket.socket(type=socket.SOCK_DGRAM) as sender, socket.socket(type=socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))
-        await ring.sendto(sender, b"hello", ("localhost", receiver.getsockname()[1]))
-        assert receiver.recv(9) == b"hello"
-        with pytest.raises(ValueError, match="give the socket"):
-            await ring.sendto(sender.fileno(), b"x", receiver.getsockname())
+        for sock in (sender, sender.fileno()):
+            await ring.sendto(sock, b"hello", ("localhost", receiver.getsockname()[1]))
+            assert receiver.recv(9) == b"hello"
     await asyncio.get_running_loop().shutdown_default_executor()
 
 

@@ -307,7 +307,7 @@ UNDER_RESTRICTIONS = (
     "test_receive_stream", "test_sending", "test_registered_files", "test_direct_verbs", "test_slot_requests",
     "test_listener_verbs", "test_message_verbs", "test_descriptor_verbs", "test_path_verbs", "test_attribute_verbs",
     "test_range_verbs", "test_late_requests", "test_reading", "test_linked",
-    "test_chaining", "test_futex_verbs", "test_process_verbs", "test_open", "test_copy",
+    "test_chaining", "test_futex_verbs", "test_process_verbs", "test_open", "test_copy", "test_sockets_of_all_kinds",
 )  # fmt: skip
 
 
