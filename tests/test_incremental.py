@@ -513,6 +513,33 @@ async def test_d16_what_the_refusal_is_for() -> None:
         os.close(file)
 
 
+@pytest.mark.parametrize("left", [32, 22])
+def test_d16_what_the_refusal_of_messages_is_for(left: int) -> None:
+    """The kernel, asked by hand: a message that begins near a buffer's end is cut off there, or is not received at all.
+
+    Where less is left than its header takes, 6.18 fails with EFAULT; later kernels go on in the next buffer, and no
+    completion says what they gave up.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs, aiouring.Ring() as ring:
+        ring.register_buffer_ring(count=4, size=256, incremental=True, group_id=0)
+        head = ffi.new("uint64_t[7]", [0, 16])  # a struct msghdr with room for a name of 16 bytes, and nothing else
+        how = lib.AU_SQE_BUFFER_SELECT | lib.AU_RECV_MULTISHOT << 16
+        address = int(ffi.cast("uintptr_t", head))
+        assert lib.au_prepare(ring.raw, 1, lib.AU_OP_RECVMSG, ours.fileno(), 0, address, 1, 0, how) == 0
+        ring.submit()
+        found: list[tuple[int, int]] = []
+        for size in (80, 112 - left, 20):  # and 32 bytes of header each
+            if not found or found[-1][0] > 0:
+                theirs.send(bytes(size))
+                found += [(completion.result, completion.flags >> 16) for completion in ring.wait()]
+        assert found[:2] == [(112, 0), (144 - left, 0)]
+        if left == 32:
+            assert found[2] == (32, 0)  # its header, and none of its bytes
+        else:
+            assert found[2] in ((-errno.EFAULT, 0), (52, 1))
+
+
 async def test_d16_a_kernel_that_gives_out_too_much(ring: aiouring.AsyncRing, pairs: list[Pair]) -> None:
     """A completion with more bytes than a buffer has left is an error, and no view of what lies behind."""
     group = group_of(ring)
