@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import pytest
 from stream_contract import Stream, check_stream
+from stream_faces import streams
 from tls_certificates import NAME, client_context, server_context
 
 from aiouring import AsyncRing, Connection, open_connection, start_server
@@ -22,6 +23,19 @@ async def test_started_on_a_pair(ring: AsyncRing, size: int) -> None:
         left, right = (Connection(ring, sock, group) for sock in socket.socketpair())
         await asyncio.gather(left.start_tls(server, server_side=True), right.start_tls(client, server_hostname=NAME))
         return left, right
+
+    await check_stream(make_pair)
+
+
+async def test_readers_and_writers(ring: AsyncRing) -> None:
+    """`StreamReader` and `StreamWriter` on connections that became TLS."""
+    group = ring.register_buffer_ring(count=64, size=16384)
+    server, client = server_context(), client_context()
+
+    async def make_pair() -> tuple[Stream, Stream]:
+        left, right = (Connection(ring, sock, group) for sock in socket.socketpair())
+        await asyncio.gather(left.start_tls(server, server_side=True), right.start_tls(client, server_hostname=NAME))
+        return streams(left), streams(right)
 
     await check_stream(make_pair)
 
