@@ -10,6 +10,7 @@ from conftest import RingFactory
 
 import aiouring
 from aiouring import Connection
+from aiouring._connection import HIGH_WATER
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -104,6 +105,31 @@ async def test_h5_a_peer_that_never_reads(ring: aiouring.AsyncRing, pair: Pair, 
     assert group.statistics().in_use == 0
     while pair[1].recv(1_000_000):
         pass
+
+
+async def test_h5_a_writer_is_held_back(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """Who drains after each write has no more queued than the high mark and one message, and can be cancelled."""
+    async with Connection(ring, pair[0], ring.register_buffer_ring(count=4, size=64)) as connection:
+        written = 0
+
+        async def write() -> None:
+            nonlocal written
+            for _ in range(1000):
+                connection.write(bytes(10_000))
+                written += 10_000
+                await connection.drain()
+
+        writing = asyncio.ensure_future(write())
+        while not connection.statistics().to_send > HIGH_WATER:
+            await ring.nop()
+        for _ in range(50):
+            await ring.nop()
+        assert HIGH_WATER < connection.statistics().to_send <= HIGH_WATER + 10_000
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        while written:
+            written -= len(await asyncio.get_running_loop().sock_recv(pair[1], 1_000_000))
 
 
 async def test_cancelled_receive_takes_nothing(ring: aiouring.AsyncRing, pair: Pair) -> None:
