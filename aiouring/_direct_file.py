@@ -19,6 +19,7 @@ How this fits together
 """
 
 import asyncio
+import errno
 import mmap
 import os
 from collections.abc import Callable, Coroutine
@@ -185,7 +186,7 @@ class DirectFile(RawFile):
                     part = min(length - done, self.alignment - beyond)
                     done += await self._cached.write_at(ffi.buffer(block.memory + done, part), offset + done)
                 else:
-                    count = await self._move(Write, block, done, whole - done, offset + done)
+                    count = await self._write_pages(block, done, whole - done, offset + done)
                     if not count:
                         raise self.nothing_written()
                     done += count
@@ -194,6 +195,20 @@ class DirectFile(RawFile):
             raise
         self.size = max(self.size, offset + length)
         return length
+
+    async def _write_pages(self, block: Block, start: int, length: int, offset: int) -> int:
+        """Write whole pages; returns how many bytes of them.
+
+        Where the file may not become so long (RLIMIT_FSIZE, the largest file there can be) and the limit lies within a
+        page, the kernel cuts the write there, and then finds it misaligned.  The page cache takes what there is room
+        for, and gives the right error.
+        """
+        try:
+            return await self._move(Write, block, start, length, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        return await self._cached.write_at(ffi.buffer(block.memory + start, length), offset)
 
     async def _move(self, kind: type[Request], block: Block, start: int, length: int, offset: int) -> int:
         """One request on a block, from its byte `start` on."""

@@ -1,6 +1,7 @@
 """Owns `aiouring.open()`: what the built-in `open()` takes, a ring, and what becomes of the two."""
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
@@ -14,8 +15,10 @@ from aiouring._async_ring import AsyncRing
 from aiouring._binary_file import BinaryFile
 from aiouring._default_ring import default_ring
 from aiouring._direct_file import DirectFile
+from aiouring._errors import failure
 from aiouring._raw_file import RawFile
 from aiouring._text_file import TextFile, check_text, encoding_of
+from aiouring._uring import lib
 from aiouring._verbs import File
 
 Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes] | int
@@ -147,7 +150,7 @@ def open(  # noqa: A001 - the built-in's name, and what it takes
         A `BinaryFile` where `mode` has a "b", else a `TextFile`.
 
     Raises:
-        ValueError: what the built-in raises it for.
+        ValueError: what the built-in raises it for; a descriptor of an io_uring.
         OSError: FileNotFoundError and so on, with the path as `filename`; EINVAL where the file system has no O_DIRECT.
         RingUnavailableError: io_uring is blocked here; the text says by what.
 
@@ -239,6 +242,7 @@ async def open_raw(
     at_end = flags & os.O_APPEND
     try:
         if opener is not None or fd == path:  # made elsewhere: whether it appends is the descriptor's to say
+            _refuse_a_ring(fd)
             flags = flags & ~os.O_APPEND | fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
         raw = (DirectFile if direct else RawFile)(ring, fd, name, flags, owned=closefd, background=background)
     except BaseException as error:
@@ -252,11 +256,19 @@ async def open_raw(
         if stat.S_ISDIR(raw.kind) and not directory:
             raise raw.named(IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
     except BaseException:
+        raw.owned = fd != path  # as the built-in, which leaves a descriptor alone that it could not make a file of
         await raw.aclose()
         raise
     if at_end and raw.seekable:
         raw.start = raw.size
     return raw
+
+
+def _refuse_a_ring(fd: int) -> None:
+    """Raise `ValueError` where a descriptor is an io_uring: a request on one never ends."""
+    with contextlib.suppress(FileNotFoundError):  # there is no such descriptor, and others say so
+        if os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[io_uring]":  # noqa: PTH115 - the rest is on paths as given
+            raise failure(lib.AU_RING_FD)
 
 
 async def _descriptor(

@@ -200,10 +200,9 @@ class RawFile(CachedReads):
         return size
 
     async def _write(self, memory: Any, capacity: int, start: int, length: int, offset: int) -> int:
-        fd = self.fileno()
+        request = Write(fd := self.fileno(), self, memory)
         if self.append or not self.seekable:
             offset = -1
-        request = Write(fd, self, memory)
         try:
             count = await self._driver.perform(
                 request, _prepare_memory, _WRITE, fd, memory, capacity, start, length, offset, 0, self.how
@@ -237,6 +236,8 @@ class RawFile(CachedReads):
 
     async def truncate(self, size: int) -> None:
         """Make the file `size` bytes long; before Linux 6.9 in a thread."""
+        if size < 0:
+            raise self.invalid(f"the length cannot be {size}")
         try:
             if has("truncating by request"):
                 await self.ring.ftruncate(self, size)
@@ -306,15 +307,16 @@ class RawFile(CachedReads):
                 with contextlib.suppress(OSError):  # its owner has closed it: as the built-in, we have nothing to add
                     os.lseek(self.fd, position, os.SEEK_SET)
             self._ending = self._driver.loop.create_task(self._close())
-        cancelled: asyncio.CancelledError | None = None
-        while not self._ending.done():
+        ending, cancelled = self._ending, None
+        while not ending.done():
             try:
-                await asyncio.shield(self._ending)
+                await asyncio.wait((ending,))
             except asyncio.CancelledError as error:  # closing always ends, so wait for it
                 cancelled = error
         if cancelled is not None:
             raise cancelled
-        self._ending.result()
+        self._ending = None  # whoever closes once more has been told, or need not be
+        ending.result()
 
     async def _close(self) -> None:
         """Close.  What the kernel does not stop is waited for `cancel_timeout` seconds, and so is the close itself."""

@@ -1,7 +1,8 @@
 """A file system with one file, `/file`, of SIZE bytes, for tests: python fuse_server.py DIRECTORY MODE
 
 It speaks the kernel's protocol itself.  MODE says what becomes of reads and writes: "hang" never answers, "bad" has a
-region that cannot be read, and cannot be written.  It serves until it is unmounted or killed.
+region that cannot be read, and cannot be written; "lost" takes writes, and says EIO when it is to flush them, and when
+a descriptor is closed.  It serves until it is unmounted or killed.
 """
 
 import ctypes
@@ -52,7 +53,11 @@ def answer(mode: str, opcode: int, node: int, body: bytes) -> bytes | int | None
         _, offset, size = struct.unpack_from("<QQI", body)
         if opcode == _READ:
             return read(mode, offset, size)
+        if mode == "lost":
+            return struct.pack("<II", size, 0)
         return None if mode == "hang" else errno.EIO
+    if mode == "lost" and opcode in (_FLUSH, _FSYNC):
+        return errno.EIO
     if opcode in (_FLUSH, _RELEASE, _FSYNC):
         return None if mode == "hang" and opcode == _FLUSH else b""
     return None if opcode in (_FORGET, _BATCH_FORGET, _INTERRUPT) else errno.ENOSYS

@@ -4,50 +4,23 @@ import asyncio
 import contextlib
 import errno
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import fuse_server
 import pytest
 from conftest import RingFactory
+from file_systems import Mounter, fuse_servers
 from fuse_server import BAD, content
 
 import aiouring
-from aiouring import _file_system
 from aiouring._file_system import waits_within_submission
-
-Mounter = Callable[[str], tuple[Path, "subprocess.Popen[str]"]]
 
 
 @pytest.fixture
 def fuse(tmp_path: Path) -> Iterator[Mounter]:
     """Mounts the test's file system in a mode; returns its file and its server."""
-    if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
-        pytest.skip("mounting a FUSE file system needs root, and /dev/fuse")
-    mounts: list[tuple[Path, subprocess.Popen[str]]] = []
-
-    def mount(mode: str) -> "tuple[Path, subprocess.Popen[str]]":
-        directory = tmp_path / mode
-        directory.mkdir()
-        server = subprocess.Popen(
-            [sys.executable, fuse_server.__file__, str(directory), mode], stdout=subprocess.PIPE, text=True
-        )
-        assert server.stdout is not None
-        if server.stdout.readline() != "mounted\n":
-            server.wait()
-            pytest.skip("FUSE cannot be mounted here")
-        mounts.append((directory, server))
-        return directory / "file", server
-
-    _file_system.forget()
-    yield mount
-    for directory, server in mounts:
-        server.kill()
-        server.communicate()
-        subprocess.run(["umount", "-l", str(directory)], check=True)
+    yield from fuse_servers(tmp_path)
 
 
 async def test_which_wait(fuse: Mounter, tmp_path: Path) -> None:
