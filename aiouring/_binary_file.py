@@ -80,10 +80,6 @@ class BinaryFile(FileObject[bytes]):
         self._check()
         return self._raw.seekable
 
-    async def isatty(self) -> bool:
-        """Whether it is a terminal."""
-        return os.isatty(self.fileno())
-
     def _check(self, what: str = "") -> None:
         if self._closed:
             raise ValueError("I/O operation on closed file.")
@@ -346,8 +342,10 @@ class BinaryFile(FileObject[bytes]):
                 goal = self._position + offset
             elif whence == os.SEEK_END and self._raw.regular:
                 goal = (await self._raw.look()).st_size + offset
-            else:
+            elif whence in (os.SEEK_END, os.SEEK_DATA, os.SEEK_HOLE):
                 goal = await self._raw.seek(offset, whence)
+            else:
+                raise ValueError(f"whence value {whence} unsupported")
             if goal < 0:
                 raise self._raw.invalid(f"the position cannot be {goal}")
             if goal != self._position >= self._ahead.end:

@@ -1,8 +1,10 @@
 """Owns `FileObject`: what open files of bytes and of text have in common, and the order of their operations."""
 
 import asyncio
+import io
+import os
 from collections.abc import Iterable
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, NoReturn, Self, TypeVar
 
 S = TypeVar("S", bytes, str)
 
@@ -70,6 +72,25 @@ class FileObject(Generic[S]):
     def closed(self) -> bool:
         """Whether it is closed, or being closed."""
         raise NotImplementedError
+
+    def fileno(self) -> int:
+        """The descriptor.  Raises `ValueError` when the file is closed."""
+        raise NotImplementedError
+
+    async def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return os.isatty(self.fileno())
+
+    def detach(self) -> NoReturn:
+        """Not supported, unlike the built-in's: what reads ahead and writes behind could not let go at once.
+
+        Raises:
+            io.UnsupportedOperation: always; the text says what to do instead.
+        """
+        raise io.UnsupportedOperation(
+            "a file that reads ahead and writes behind cannot be taken apart: to keep its descriptor, open that with "
+            "closefd=False, or flush() and os.dup(file.fileno()); the bytes of a text file are file.buffer"
+        )
 
     def _check(self, what: str = "") -> None:
         """Raise `ValueError` where the file is closed, and where its mode is not for "read" or "write"."""

@@ -107,10 +107,6 @@ class TextFile(FileObject[str]):
         """Whether it has a position that can be changed."""
         return await self._buffer.seekable()
 
-    async def isatty(self) -> bool:
-        """Whether it is a terminal."""
-        return await self._buffer.isatty()
-
     # ---- reading -------------------------------------------------------------------------------
 
     async def read(self, size: int | None = -1) -> str:

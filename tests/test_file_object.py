@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import io
 import weakref
 from pathlib import Path
 
@@ -70,6 +71,8 @@ async def test_the_face_of_a_file(ring: aiouring.AsyncRing, tmp_path: Path, mode
         assert await file.isatty() is False
         assert file.fileno() >= 0
         assert repr(file).endswith(f" name={str(path)!r} mode={mode!r}>")
+        with pytest.raises(io.UnsupportedOperation, match="closefd=False"):
+            file.detach()
     assert file.closed
     assert repr(file).endswith(" closed>")
     await file.close()
