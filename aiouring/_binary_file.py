@@ -107,7 +107,7 @@ class BinaryFile(FileObject[bytes]):
             if size is None or size < 0:
                 data = await self._read_all()
             elif not self._buffered:
-                data = await self._read_unbuffered(size)
+                data = await (self._raw.read_at if self._raw.regular else self._raw.read_some)(size, self._position)
             elif size > self._raw.largest and self._raw.regular:
                 data = await self._read_large(size)
             else:
@@ -203,23 +203,29 @@ class BinaryFile(FileObject[bytes]):
             self._position = self._raw.appended()
             self._appended = False
 
-    async def _read_unbuffered(self, size: int) -> bytes:
-        return await (self._raw.read_at if self._raw.regular else self._raw.read_some)(size, self._position)
-
     async def _read_large(self, size: int) -> bytes:
         """More than a block: what is here already, and the rest straight to its place."""
         data = new_bytes(size)  # not seen by anybody until it is full
         return data[: await self._fill(ffi.from_buffer(data), size)]  # itself where it is full
 
     async def _fill(self, memory: Any, size: int) -> int:
-        """Fill a C array from the position on, which stays; returns how many bytes."""
-        ahead, raw = self._ahead, self._raw
-        if large := size > raw.largest and raw.regular:
-            data = ahead.take(self._position, size)
-        else:
-            data = await (ahead.read(self._position, size) if self._buffered else self._read_unbuffered(size))
+        """Fill a C array from the position on, which stays; returns how many bytes.
+
+        What is not here already goes straight there where no block need be read ahead: while it is asked for, the array
+        is its request's.
+        """
+        ahead, raw, position = self._ahead, self._raw, self._position
+        if not self._buffered and raw.regular:
+            return await raw.read_into(memory, size, position)
+        if raw.regular and size > raw.largest:
+            data = ahead.take(position, size)
+            ffi.memmove(memory, data, len(data))
+            return len(data) + await raw.read_into(memory, size, position + len(data), len(data))
+        if self._buffered and ahead.passes(position, size) and await raw.fill_cached(memory, size, position):
+            return size
+        data = await (ahead.read_blocks(position, size) if self._buffered else raw.read_some(size, position))
         ffi.memmove(memory, data, len(data))
-        return len(data) + (await raw.read_into(memory, size, self._position + len(data), len(data)) if large else 0)
+        return len(data)
 
     async def _read_all(self) -> bytes:
         raw, ahead, position = self._raw, self._ahead, self._position

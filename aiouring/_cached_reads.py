@@ -63,7 +63,11 @@ class CachedReads:
     async def read_cached(self, size: int, offset: int) -> bytes:
         """The same for `largest` bytes at most, when others have had their turn."""
         data = new_bytes(size)
-        return data if await self.take_in_turn(data, size, 0, size, offset) == size else b""
+        return data if await self.fill_cached(data, size, offset) else b""
+
+    async def fill_cached(self, memory: Any, size: int, offset: int) -> bool:
+        """Fill `size` bytes of memory, if all of them are in the page cache; else they hold anything."""
+        return await self.take_in_turn(memory, size, 0, size, offset) == size
 
     async def take_in_turn(self, memory: Any, capacity: int, start: int, length: int, offset: int) -> int:
         """As `take_cached()`; where the ring has given away enough, others have their turn first, and the ring."""

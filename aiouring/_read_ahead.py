@@ -12,9 +12,8 @@ How this fits together
 4. Blocks in flight beside their reader are tasks, which are not cancelled with it, but by `drop()` alone.  That may
    happen while a reader waits for one: `more()` returns, and the reader, who begins each round with `go_to()`, starts
    anew.
-5. Reads of WHOLE bytes and more need no block while the page cache has them: `at_once()`, or `read()` where others
-   have their turn first, takes them from there, in one copy instead of two.  The first that is not there begins a run
-   of blocks.
+5. Reads of WHOLE bytes and more need no block while the page cache has them: they are taken from there, straight to
+   where they are wanted, in one copy instead of two.  The first that is not there begins a run of blocks.
 """
 
 import asyncio
@@ -96,20 +95,25 @@ class ReadAhead:
         while self._coming:
             self._coming.pop()[1].cancel()
 
-    def at_once(self, position: int, size: int) -> bytes:
-        """`size` bytes from `position` on if no block is to be waited for, or holds any, and the page cache has all."""
-        if position < self.end or self._coming or not self._raw.cached:
-            return b""
+    def passes(self, position: int, size: int) -> bool:
+        """Whether a read of `size` bytes from `position` on is to look into the page cache, past the blocks."""
         self.go_to(position)
-        return self._raw.read_at_once(size, position)
+        return size >= WHOLE and self.end == position and not self._coming and self._raw.cached
+
+    def at_once(self, position: int, size: int) -> bytes:
+        """`size` bytes from `position` on, straight from the page cache if all are there and it is this task's turn."""
+        return self._raw.read_at_once(size, position) if self.passes(position, size) else b""
 
     async def read(self, position: int, size: int) -> bytes:
         """`size` bytes from `position` on, `raw.largest` at most; fewer only at the end of the file."""
-        self.go_to(position)
-        if size >= WHOLE and self.end == position and not self._coming and self._raw.cached:
+        if self.passes(position, size):
             data = await self._raw.read_cached(size, position)
             if data:
                 return data
+        return await self.read_blocks(position, size)
+
+    async def read_blocks(self, position: int, size: int) -> bytes:
+        """The same, from the blocks."""
         while True:
             self.go_to(position)
             missing = position + size - self.end

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aiouring
+from aiouring._read_ahead import ReadAhead
 from aiouring._write_behind import WriteBehind
 
 CONTENT = random.Random(1).randbytes(700_000)
@@ -274,6 +275,44 @@ async def test_whence_that_does_not_exist(ring: aiouring.AsyncRing, numbers: Pat
                     await file.seek(3, whence)
                 assert type(ours.value) is type(theirs.value)
         assert await file.tell() == 0
+
+
+@pytest.mark.parametrize("buffering", [-1, 0])
+@pytest.mark.parametrize("direct", [False, True], ids=["cached", "direct"])
+async def test_readinto(ring: aiouring.AsyncRing, numbers: Path, direct: bool, buffering: int) -> None:
+    """Whatever is there already, being read, in the page cache or not, the memory gets the bytes, and no other does."""
+    choose = random.Random(8)
+    memory = bytearray(800_000)
+    sizes = [1, 100, 20_000, 32 * 1024, 70_000, 300_000, 512 * 1024, 520_000, 700_000]
+    async with aiouring.open(numbers, "rb", buffering, direct=direct, ring=ring) as file:
+        for _ in range(80):
+            place = choose.choice([choose.randrange(len(CONTENT)), await file.tell(), await file.tell(), 0])
+            await file.seek(place)
+            before = await file.read(choose.choice([0, 0, 1, 5000]))
+            assert before == CONTENT[place : place + len(before)]
+            place += len(before)
+            if choose.randrange(3) == 0:
+                fd = file.fileno()
+                os.posix_fadvise(fd, choose.randrange(len(CONTENT)), 50_000, os.POSIX_FADV_DONTNEED)
+            start, size = choose.randrange(1000), choose.choice(sizes)
+            memory[:] = bytes(len(memory))
+            count = await file.readinto(memoryview(memory)[start : start + size])
+            assert count == min(size, len(CONTENT) - place)
+            assert await file.tell() == place + count
+            assert memory == bytes(start) + CONTENT[place : place + count] + bytes(len(memory) - start - count)
+
+
+@pytest.mark.parametrize("size", [32 * 1024, 256 * 1024])
+async def test_readinto_takes_no_detour(
+    ring: aiouring.AsyncRing, numbers: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """What the page cache has is copied once: by the kernel, into the caller's memory."""
+    monkeypatch.delattr(ReadAhead, "read_blocks")
+    memory = bytearray(size)
+    async with aiouring.open(numbers, "rb", ring=ring) as file:
+        for at in range(0, len(CONTENT) - size, size):
+            assert await file.readinto(memory) == size
+            assert memory == CONTENT[at : at + size]
 
 
 async def test_m3_buffers_that_cannot_be_used(ring: aiouring.AsyncRing, numbers: Path) -> None:

@@ -8,6 +8,7 @@ in `test_direct_file`; M3 in `test_binary_file`.
 import asyncio
 import errno
 import io
+import mmap
 import os
 import random
 from collections.abc import Awaitable, Callable, Iterator
@@ -361,3 +362,54 @@ async def test_m2_offsets(ring: aiouring.AsyncRing, path: Path, options: dict[st
         assert await file.tell() == 0
         assert await file.read(5) == CONTENT[:5]
     assert path.read_bytes() == CONTENT
+
+
+@each_way
+async def test_m5_a_mapping_of_a_file_that_became_shorter(
+    ring: aiouring.AsyncRing, path: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Memory that is gone is EFAULT where the kernel copies to it or from it; nothing has moved, and the file is whole.
+
+    What is in memory here already, or goes through blocks of ours, is copied by this process: there it gets a SIGBUS,
+    with the built-in as well.
+    """
+    gone = tmp_path / "gone"
+    gone.write_bytes(bytes(MIB))
+    with gone.open("r+b") as mapped, mmap.mmap(mapped.fileno(), MIB) as memory:
+        mapped.truncate(0)
+        async with aiouring.open(path, "r+b", ring=ring, **options) as file:
+            if "direct" not in options:
+                for verb in (file.readinto(memory), file.write_at(memory, 5)):
+                    await failure(verb, errno.EFAULT, str(path))
+            if options.get("buffering") == 0:
+                await failure(file.write(memory), errno.EFAULT, str(path))
+            assert await file.tell() == 0
+            assert await file.read(100) == CONTENT[:100]
+    assert path.read_bytes() == CONTENT
+
+
+@each_way
+async def test_e6_an_older_kernel(
+    ring: aiouring.AsyncRing, path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Where the kernel has no features but the oldest, files do all that they do, cutting them off in a thread."""
+    monkeypatch.setattr("aiouring._features._here", frozenset())
+    threads: list[int] = []
+    in_thread = asyncio.to_thread
+
+    async def noted(function: Callable[..., Any], *arguments: Any) -> Any:
+        threads.append(1)
+        return await in_thread(function, *arguments)
+
+    monkeypatch.setattr(asyncio, "to_thread", noted)
+    async with aiouring.open(path, "r+b", ring=ring, **options) as file:
+        assert await file.read(100) == CONTENT[:100]
+        await file.write(b"new")
+        await file.truncate(1000)
+        await file.sync()
+        assert threads == [1]
+        await failure(file.truncate(-1), errno.EINVAL, str(path))
+    assert path.read_bytes() == CONTENT[:100] + b"new" + CONTENT[103:1000]
+    with pytest.raises(aiouring.UnsupportedKernelError, match="needs Linux 5.15"):
+        await aiouring.mkdir("never", ring=ring)
+    await asyncio.get_running_loop().shutdown_default_executor()
