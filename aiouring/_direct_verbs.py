@@ -31,6 +31,7 @@ class DirectVerbs(Verbs):
         mode: int = 0o666,
         *,
         dir_fd: File | None = None,
+        background: bool = False,
     ) -> int:
         """Open a file; returns a close-on-exec descriptor.
 
@@ -39,6 +40,10 @@ class DirectVerbs(Verbs):
             flags: `os.O_RDONLY` and the like.
             mode: permissions of a file that is created, less the umask.
             dir_fd: an open directory.
+            background: have a worker of the kernel open it, which may wait: for a FIFO's other end, for the server of a
+                FUSE file system.  Otherwise, where the kernel has the name in its cache and `flags` has no O_CREAT and
+                no O_TRUNC, the file is opened within the submission, in the loop's thread: a FUSE server holds that
+                up, and a FIFO is opened as with O_NONBLOCK, which to write is ENXIO while nobody reads.
 
         A descriptor that comes together with a cancellation is closed.  Since Linux 5.6.  See io_uring_prep_openat(3).
         """
@@ -58,7 +63,7 @@ class DirectVerbs(Verbs):
                 mode,
                 flags | os.O_CLOEXEC,
                 -1,
-                0,
+                lib.AU_SQE_ASYNC if background else 0,
             )
 
     async def openat_direct(
@@ -69,6 +74,7 @@ class DirectVerbs(Verbs):
         *,
         dir_fd: File | None = None,
         index: int | None = None,
+        background: bool = False,
     ) -> DirectDescriptor:
         """Open a file into the table of registered files, into slot `index`, or one that the kernel picks.
 
@@ -99,7 +105,7 @@ class DirectVerbs(Verbs):
                 mode,
                 flags,
                 request.slot,
-                0,
+                lib.AU_SQE_ASYNC if background else 0,
             )
         return request.claim()[0]
 

@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from aiouring._errors import RingClosedError, WrongContextError, failure, kernel_error
+from aiouring._errors import RingClosedError, WrongContextError, errno_of, failure, kernel_error
 from aiouring._insistence import Insistence
 from aiouring._registry import Registry
 from aiouring._request import Request, identify
@@ -214,7 +214,7 @@ class Driver(Turns):
 
     async def _failed(self, request: Request, prepare: Callable[..., int], arguments: tuple[Any, ...]) -> int:
         """Turn a negative result into an exception; EAGAIN and EINTR are ours to deal with."""
-        number = -request.result
+        number = errno_of(request.result)
         if number == errno.EINTR and request.user_data in self._stopped:
             number = errno.ECANCELED  # how a worker's request says so
         if self.broken:

@@ -121,6 +121,18 @@ _RULES: dict[int, tuple[Callable[[str], Exception], str]] = {
 }
 
 
+_RESTART = 512  # ERESTARTSYS
+
+
+def errno_of(result: int) -> int:
+    """The errno that a negative result means.
+
+    ERESTARTSYS is the kernel's own word for a call that a signal interrupted, and should not leave it.  It does where a
+    worker is stopped while it opens a FIFO (Linux 6.18).
+    """
+    return errno.EINTR if result == -_RESTART else -result
+
+
 def failure(code: int, doing: str = "", **numbers: Any) -> Exception:
     """The exception for a negative code from the C core: a rule of ours, or an errno of the kernel."""
     assert code < 0, code

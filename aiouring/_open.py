@@ -147,7 +147,8 @@ def open(  # noqa: A001 - the built-in's name, and what it takes
         dir_fd: an open directory that `path` is relative to.
 
     Returns:
-        A `BinaryFile` where `mode` has a "b", else a `TextFile`.
+        A `BinaryFile` where `mode` has a "b", else a `TextFile`.  A FIFO waits for its other end, as the built-in does,
+        but in a worker of the kernel, and can be cancelled.
 
     Raises:
         ValueError: what the built-in raises it for; a descriptor of an io_uring.
@@ -282,7 +283,7 @@ async def _descriptor(
     """Open the file; errors have its name."""
     try:
         if opener is None:
-            return await ring.openat(name, flags, mode, dir_fd=dir_fd)
+            return await ring.openat(name, flags, mode, dir_fd=dir_fd, background=True)  # which may wait, as for a FIFO
         return await _made_by(opener, name, flags | os.O_CLOEXEC)
     except OSError as error:
         if error.filename is None:

@@ -56,6 +56,7 @@ class PathVerbs(DirectVerbs):
         *,
         resolve: ResolveFlags = _ANY_WAY,
         dir_fd: File | None = None,
+        background: bool = False,
     ) -> int:
         """Open a file, and say how it may be found; returns a close-on-exec descriptor.
 
@@ -66,6 +67,7 @@ class PathVerbs(DirectVerbs):
             resolve: `ResolveFlags.BENEATH` and the like: what would lead elsewhere is EXDEV, a symbolic link that is
                 not allowed ELOOP.
             dir_fd: an open directory.
+            background: as for `openat()`.
 
         A descriptor that comes together with a cancellation is closed.  Since Linux 5.6.  See
         io_uring_prep_openat2(3) and openat2(2).
@@ -74,7 +76,8 @@ class PathVerbs(DirectVerbs):
         request = OpenInBounds(directory.number, directory.held, name)
         request.way = way
         with Naming(request, path, directories=(directory,)):
-            return await make(self._driver or self._bound(), request, "5.6", *_opening(directory, name, way, -1))
+            arguments = _opening(directory, name, way, -1, background=background)
+            return await make(self._driver or self._bound(), request, "5.6", *arguments)
 
     async def openat2_direct(
         self,
@@ -85,6 +88,7 @@ class PathVerbs(DirectVerbs):
         resolve: ResolveFlags = _ANY_WAY,
         dir_fd: File | None = None,
         index: int | None = None,
+        background: bool = False,
     ) -> DirectDescriptor:
         """Open a file as `openat2()` does, into the table of registered files as `openat_direct()` does.
 
@@ -95,7 +99,8 @@ class PathVerbs(DirectVerbs):
         driver, table = self._table()
         request = Install(table, index, directory.number, directory.held, (name, way))
         with Naming(request, path, directories=(directory,)):
-            await make(driver, request, "5.15", *_opening(directory, name, way, request.slot))
+            arguments = _opening(directory, name, way, request.slot, background=background)
+            await make(driver, request, "5.15", *arguments)
         return request.claim()[0]
 
     async def statx(
@@ -244,6 +249,6 @@ def _how(flags: int, mode: int, resolve: int) -> Any:
     return ffi.new("struct au_open_how *", {"flags": flags, "mode": mode if made else 0, "resolve": resolve})
 
 
-def _opening(directory: Directory, name: Any, way: Any, slot: int) -> tuple[Any, ...]:
-    size = ffi.sizeof("struct au_open_how")
-    return (lib.au_prepare_path, lib.AU_OP_OPENAT2, directory.number, name, way, ffi.NULL, size, 0, slot, 0)
+def _opening(directory: Directory, name: Any, way: Any, slot: int, *, background: bool) -> tuple[Any, ...]:
+    size, how = ffi.sizeof("struct au_open_how"), lib.AU_SQE_ASYNC if background else 0
+    return (lib.au_prepare_path, lib.AU_OP_OPENAT2, directory.number, name, way, ffi.NULL, size, 0, slot, how)

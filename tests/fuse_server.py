@@ -2,7 +2,7 @@
 
 It speaks the kernel's protocol itself.  MODE says what becomes of reads and writes: "hang" never answers, "bad" has a
 region that cannot be read, and cannot be written; "lost" takes writes, and says EIO when it is to flush them, and when
-a descriptor is closed.  It serves until it is unmounted or killed.
+a descriptor is closed; "shut" never answers who opens the file.  It serves until it is unmounted or killed.
 """
 
 import ctypes
@@ -48,7 +48,9 @@ def answer(mode: str, opcode: int, node: int, body: bytes) -> bytes | int | None
     if opcode in (_GETATTR, _SETATTR):
         return struct.pack("<QII", 1000, 0, 0) + attributes(node)
     if opcode == _OPEN:
-        return struct.pack("<QII", 7, 1, 0)  # FOPEN_DIRECT_IO: each read and write comes here
+        return (
+            None if mode == "shut" else struct.pack("<QII", 7, 1, 0)
+        )  # FOPEN_DIRECT_IO: each read and write comes here
     if opcode in (_READ, _WRITE):
         _, offset, size = struct.unpack_from("<QQI", body)
         if opcode == _READ:

@@ -7,7 +7,7 @@ import pytest
 
 import aiouring
 from aiouring import _errors
-from aiouring._errors import failure, kernel_error, unsupported
+from aiouring._errors import errno_of, failure, kernel_error, unsupported
 from aiouring._uring import lib
 
 pytestmark = pytest.mark.needs_no_ring
@@ -132,3 +132,10 @@ def test_unavailable_keeps_its_errno() -> None:
     """RingUnavailableError is a full OSError."""
     error = aiouring.RingUnavailableError(errno.ENOSYS, "no io_uring here")
     assert (error.errno, error.strerror) == (errno.ENOSYS, "no io_uring here")
+
+
+def test_errno_of_a_result() -> None:
+    """What the kernel calls an interrupted call among its own is EINTR; the rest is what it says."""
+    assert errno_of(-512) == errno.EINTR
+    assert errno_of(-errno.EINTR) == errno.EINTR
+    assert errno_of(-errno.EIO) == errno.EIO

@@ -6,12 +6,14 @@ import locale
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import open_files
+from conftest import RingFactory, open_files
+from file_systems import fuse_servers
 from test_binary_file import LOOPS
 
 import aiouring
@@ -241,3 +243,98 @@ async def test_devices(ring: aiouring.AsyncRing) -> None:
         assert "VmRSS:" in await status.read()
     async with aiouring.open("/proc/cpuinfo", "rb", ring=ring) as cpus:
         assert b"".join([line async for line in cpus]).count(b"processor") >= 1
+
+
+# ---- what waits while it is opened -----------------------------------------------------------------
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Path:
+    """A FIFO whose name the kernel has in its cache: that is opened within the submission, if it may be."""
+    os.mkfifo(tmp_path / "fifo")
+    os.stat(tmp_path / "fifo")
+    return tmp_path / "fifo"
+
+
+@pytest.mark.parametrize("first", ["rb", "wb", "ab"])
+async def test_a_fifo_waits_for_its_other_end(ring: aiouring.AsyncRing, fifo: Path, first: str) -> None:
+    """As the built-in: opening returns when both ends are open; the loop goes on meanwhile."""
+    opening = asyncio.ensure_future(aiouring.open(fifo, first, ring=ring).__aenter__())
+    _, waiting = await asyncio.wait([opening], timeout=0.05)
+    assert waiting
+    other: Any = await aiouring.open(fifo, "wb" if first == "rb" else "rb", ring=ring)
+    one: Any = await opening
+    source, sink = (one, other) if first == "rb" else (other, one)
+    await sink.write(b"through")
+    await sink.close()
+    assert await source.read() == b"through"
+    await source.close()
+
+
+@pytest.mark.parametrize("mode", ["rb", "wb", "r", "ab"])
+async def test_a_fifo_that_nobody_opens(new_ring: RingFactory, fifo: Path, mode: Any) -> None:
+    """Opening can be cancelled, and ends with the ring; nothing is left open, and the other end is told nothing."""
+    ring = await new_ring()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.02):
+            await aiouring.open(fifo, mode, ring=ring)
+    assert not ring.statistics().in_flight
+    with pytest.raises(OSError) as caught:
+        os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    assert caught.value.errno == errno.ENXIO  # nobody reads, or is about to
+    opening = asyncio.ensure_future(aiouring.open(fifo, mode, ring=ring).__aenter__())
+    await asyncio.sleep(0.02)
+    assert not opening.done()
+    await ring.aclose()
+    with pytest.raises(aiouring.RingClosedError):
+        await opening
+    assert str(fifo) not in open_files().values()
+
+
+async def test_a_fifo_that_is_not_waited_for(ring: aiouring.AsyncRing, fifo: Path) -> None:
+    """With O_NONBLOCK, and for reading and writing at once, there is nothing to wait for: as open(2) says."""
+    with pytest.raises(OSError) as caught:
+        await aiouring.open(fifo, "wb", flags=os.O_NONBLOCK, ring=ring)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENXIO, str(fifo))
+    async with aiouring.open(fifo, "rb", flags=os.O_NONBLOCK, ring=ring) as source:
+        assert await source.read() == b""
+        async with aiouring.open(fifo, "wb", 0, ring=ring) as sink:
+            assert await sink.write(b"now") == 3
+            assert await source.read(3) == b"now"
+    async with aiouring.open(fifo, "r+b", 0, ring=ring) as both:
+        assert await both.write(b"both") == 4
+        assert await both.read(4) == b"both"
+
+
+@pytest.mark.parametrize("verb", ["openat", "openat2", "openat_direct", "openat2_direct"])
+async def test_opening_in_the_background(ring: aiouring.AsyncRing, fifo: Path, verb: str) -> None:
+    """The verbs wait for a FIFO's other end where they are told to; else the kernel opens it as with O_NONBLOCK."""
+    table = ring.register_files_sparse(2) if verb.endswith("direct") else None
+    opening = asyncio.ensure_future(getattr(ring, verb)(fifo, os.O_RDONLY, background=True))
+    _, waiting = await asyncio.wait([opening], timeout=0.05)
+    assert waiting
+    sink = os.open(fifo, os.O_WRONLY)  # returns at once, since somebody reads
+    await ring.close(await opening)
+    os.close(sink)
+    await ring.close(await getattr(ring, verb)(fifo, os.O_RDONLY))
+    if table is not None:
+        table.unregister()
+
+
+async def test_g8_a_server_that_opens_nothing(new_ring: RingFactory, tmp_path: Path) -> None:
+    """A FUSE server that does not answer when its file is opened holds up neither the loop, nor who cancels."""
+    ring = await new_ring(cancel_timeout=0.1)
+    for fuse in fuse_servers(tmp_path):
+        path, server = fuse("shut")
+        os.stat(path)
+        start = time.perf_counter()
+        opening = asyncio.ensure_future(aiouring.open(path, "rb", ring=ring).__aenter__())
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+        opening.cancel()
+        await asyncio.wait([opening])
+        assert opening.cancelled()
+        assert time.perf_counter() - start < 2
+        server.kill()
+        while ring.statistics().in_flight:
+            await asyncio.sleep(0.01)
