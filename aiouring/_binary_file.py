@@ -12,6 +12,7 @@ How this fits together
 
 import io
 import os
+from threading import get_ident
 from typing import Any
 
 from aiouring._file_object import FileObject
@@ -39,7 +40,7 @@ class BinaryFile(FileObject[bytes]):
 
     def __init__(self, raw: RawFile, mode: str, buffering: int) -> None:
         self._raw = raw
-        super().__init__(mode)
+        super().__init__(mode, raw.check_here)
         self._readable = "r" in mode or "+" in mode
         self._writable = "r" not in mode or "+" in mode
         self._buffered = buffering != 0
@@ -267,8 +268,8 @@ class BinaryFile(FileObject[bytes]):
             OSError: something could not be written, of this or of what was written before; see the class.
             io.UnsupportedOperation: the file is not open for writing.
         """
-        behind = self._behind
-        if self._order.users or not behind.ready or not self._buffered or self._readable or self._closed:
+        behind, elsewhere = self._behind, get_ident() != self._raw.thread
+        if self._order.users or not behind.ready or not self._buffered or self._readable or self._closed or elsewhere:
             return await self._write_slowly(data)
         count = behind.accept(data, self._position)
         self._position += count
@@ -384,6 +385,7 @@ class BinaryFile(FileObject[bytes]):
         Raises:
             OSError: not everything could be written, see the class; or ETIMEDOUT.  The file is closed all the same.
         """
+        self._raw.check_here()
         self._closed = True
         try:
             if self._behind.dirty and not self._raw.closed:

@@ -80,7 +80,7 @@ class Driver(Turns):
         A negative result raises `OSError`, except `request.expected`, which is returned.
         """
         if not self._usable or not (self._scheduled or self._is_running()):
-            self._refuse()
+            self.refuse()
         request.user_data = user_data = self.next_number()
         request.ended = False
         request.waiter = waiter = self.new_future()
@@ -123,7 +123,7 @@ class Driver(Turns):
         """Raise unless this is the ring's loop and thread, and the ring is open."""
         self.check_context()
         if not self._usable:
-            self._refuse()
+            self.refuse()
 
     def check_context(self) -> None:
         """Raise unless this is the ring's loop, thread and process; the ring may be broken or closed."""
@@ -199,7 +199,8 @@ class Driver(Turns):
                 if lease.ended and not lease.pins:
                     lease.unpinned()
 
-    def _refuse(self) -> NoReturn:
+    def refuse(self) -> NoReturn:
+        """Say why nothing can be asked for here and now."""
         code = lib.au_ring_check(self._raw)
         if code in (lib.AU_FORKED, lib.AU_WRONG_THREAD):
             raise failure(code)

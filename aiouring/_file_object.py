@@ -3,22 +3,28 @@
 import asyncio
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
 S = TypeVar("S", bytes, str)
 
 
 class InOrder:
-    """Lets one task after the other in, as they come; `users` are those who are in, or wait."""
+    """Lets one task after the other in, as they come; `users` are those who are in, or wait.
 
-    __slots__ = ("_lock", "users")
+    Args:
+        check_here: raises where a task cannot come in at all: it is another thread's, or another loop's.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_check_here", "_lock", "users")
+
+    def __init__(self, check_here: Callable[[], None]) -> None:
+        self._check_here = check_here
         self._lock = asyncio.Lock()
         self.users = 0
 
     async def __aenter__(self) -> None:
+        self._check_here()
         self.users += 1
         try:
             await self._lock.acquire()
@@ -34,9 +40,9 @@ class InOrder:
 class FileObject(Generic[S]):
     """An open file of lines: `async with` closes it, `async for` reads its lines."""
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, check_here: Callable[[], None]) -> None:
         self._mode = mode
-        self._order = InOrder()
+        self._order = InOrder(check_here)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} name={self.name!r} mode={self._mode!r}{' closed' if self.closed else ''}>"

@@ -27,7 +27,9 @@ import fcntl
 import os
 import stat
 import warnings
+from asyncio import _get_running_loop
 from collections.abc import Coroutine
+from threading import get_ident
 from typing import Any, Protocol
 
 from aiouring._async_ring import AsyncRing
@@ -87,6 +89,7 @@ class RawFile(CachedReads):
         self.owned = owned
         self.append = bool(flags & os.O_APPEND)
         self._driver = ring._bound()
+        self.loop, self.thread = self._driver.loop, get_ident()
         self._background = background
         self.how = lib.AU_SQE_ASYNC if background else 0  # how the C core is to treat each request
         self._ending: asyncio.Future[None] | None = None
@@ -109,6 +112,11 @@ class RawFile(CachedReads):
 
     def __repr__(self) -> str:
         return f"<RawFile {self.name!r} {'closed' if self.closed else f'fd={self.fd}'}>"
+
+    def check_here(self) -> None:
+        """Raise `WrongContextError` in another loop, thread or process than the ring's: files are one loop's alone."""
+        if _get_running_loop() is not self.loop and not self.closed:
+            self._driver.refuse()
 
     def fileno(self) -> int:
         """The descriptor; `ValueError` when the file is closed."""

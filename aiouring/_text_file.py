@@ -40,7 +40,7 @@ class TextFile(FileObject[str]):
         line_buffering: bool = False,
     ) -> None:
         self._buffer = buffer
-        super().__init__(mode)
+        super().__init__(mode, buffer._raw.check_here)
         self._encoding = encoding
         self._errors = errors
         self._line_buffering = line_buffering

@@ -174,6 +174,7 @@ class WriteBehind:
 
     async def flush(self) -> None:
         """Wait until everything is in the file; raises as `room()`."""
+        self._raw.check_here()
         await self._tell()
         await self._finish()
 

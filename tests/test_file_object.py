@@ -14,7 +14,7 @@ from aiouring._file_object import InOrder
 
 async def test_in_order() -> None:
     """Tasks come in one after the other, as they called; one that is cancelled while it waits is left out."""
-    order = InOrder()
+    order = InOrder(lambda: None)
     seen: list[int] = []
 
     async def use(number: int) -> None:
