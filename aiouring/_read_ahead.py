@@ -95,6 +95,10 @@ class ReadAhead:
         while self._coming:
             self._coming.pop()[1].cancel()
 
+    def has_more(self, position: int) -> bool:
+        """Whether there are bytes from `position` on, or some are coming."""
+        return self.end > position or bool(self._coming)
+
     def passes(self, position: int, size: int) -> bool:
         """Whether a read of `size` bytes from `position` on is to look into the page cache, past the blocks."""
         self.go_to(position)

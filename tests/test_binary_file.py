@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aiouring
-from aiouring._read_ahead import ReadAhead
 from aiouring._write_behind import WriteBehind
 
 CONTENT = random.Random(1).randbytes(700_000)
@@ -159,25 +158,6 @@ async def test_several_tasks_at_the_position(ring: aiouring.AsyncRing, numbers: 
     assert numbers.read_bytes() == b"".join(bytes([at % 256]) * at for at in range(1000))
 
 
-async def test_a2_cancelled_reads_move_nothing(ring: aiouring.AsyncRing, numbers: Path) -> None:
-    """Whenever a read is cancelled, the next one begins where it would have."""
-    choose = random.Random(2)
-    async with aiouring.open(numbers, "rb", ring=ring) as file:
-        found = b""
-        while len(found) < len(CONTENT):
-            verb = choose.choice([file.read, file.readline, file.read1, file.read])
-            task = asyncio.create_task(verb(choose.choice([1, 100, 5000, 200_000])))
-            for _ in range(choose.randrange(4)):
-                await asyncio.sleep(0)
-            task.cancel()
-            try:
-                found += await task
-            except asyncio.CancelledError:
-                assert await file.tell() == len(found)
-                found += await file.read(1)
-        assert found == CONTENT
-
-
 async def test_a_read_while_another_task_writes_there(ring: aiouring.AsyncRing, numbers: Path) -> None:
     """write_at() drops what was read ahead under a reader who is waiting for it; the reader starts anew."""
     async with aiouring.open(numbers, "r+b", ring=ring) as file:
@@ -277,44 +257,6 @@ async def test_whence_that_does_not_exist(ring: aiouring.AsyncRing, numbers: Pat
         assert await file.tell() == 0
 
 
-@pytest.mark.parametrize("buffering", [-1, 0])
-@pytest.mark.parametrize("direct", [False, True], ids=["cached", "direct"])
-async def test_readinto(ring: aiouring.AsyncRing, numbers: Path, direct: bool, buffering: int) -> None:
-    """Whatever is there already, being read, in the page cache or not, the memory gets the bytes, and no other does."""
-    choose = random.Random(8)
-    memory = bytearray(800_000)
-    sizes = [1, 100, 20_000, 32 * 1024, 70_000, 300_000, 512 * 1024, 520_000, 700_000]
-    async with aiouring.open(numbers, "rb", buffering, direct=direct, ring=ring) as file:
-        for _ in range(80):
-            place = choose.choice([choose.randrange(len(CONTENT)), await file.tell(), await file.tell(), 0])
-            await file.seek(place)
-            before = await file.read(choose.choice([0, 0, 1, 5000]))
-            assert before == CONTENT[place : place + len(before)]
-            place += len(before)
-            if choose.randrange(3) == 0:
-                fd = file.fileno()
-                os.posix_fadvise(fd, choose.randrange(len(CONTENT)), 50_000, os.POSIX_FADV_DONTNEED)
-            start, size = choose.randrange(1000), choose.choice(sizes)
-            memory[:] = bytes(len(memory))
-            count = await file.readinto(memoryview(memory)[start : start + size])
-            assert count == min(size, len(CONTENT) - place)
-            assert await file.tell() == place + count
-            assert memory == bytes(start) + CONTENT[place : place + count] + bytes(len(memory) - start - count)
-
-
-@pytest.mark.parametrize("size", [32 * 1024, 256 * 1024])
-async def test_readinto_takes_no_detour(
-    ring: aiouring.AsyncRing, numbers: Path, monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
-    """What the page cache has is copied once: by the kernel, into the caller's memory."""
-    monkeypatch.delattr(ReadAhead, "read_blocks")
-    memory = bytearray(size)
-    async with aiouring.open(numbers, "rb", ring=ring) as file:
-        for at in range(0, len(CONTENT) - size, size):
-            assert await file.readinto(memory) == size
-            assert memory == CONTENT[at : at + size]
-
-
 async def test_m3_buffers_that_cannot_be_used(ring: aiouring.AsyncRing, numbers: Path) -> None:
     """What has no bytes, or cannot be written to, is refused as by the built-in, and nothing has been read."""
     async with aiouring.open(numbers, "r+b", ring=ring) as file:
@@ -333,66 +275,6 @@ async def test_m3_buffers_that_cannot_be_used(ring: aiouring.AsyncRing, numbers:
         assert await file.write(view) == 4000
         assert await file.readinto(view) == 4000
         assert view.tobytes() == CONTENT[4000:8000]
-
-
-async def test_b5_what_is_read_into_cannot_be_resized(ring: aiouring.AsyncRing) -> None:
-    """While a read is in flight, its bytearray is held."""
-    reader, writer = os.pipe()
-    async with aiouring.open(reader, "rb", 0, ring=ring) as file:
-        memory = bytearray(100)
-        task = asyncio.create_task(file.readinto(memory))
-        await asyncio.sleep(0)
-        with pytest.raises(BufferError):
-            memory.extend(b"more")
-        os.write(writer, b"data")
-        assert await task == 4
-        memory.extend(b"more")
-        assert memory[:4] == b"data"
-        os.close(writer)
-
-
-async def test_peek_and_read1(ring: aiouring.AsyncRing, numbers: Path) -> None:
-    """peek() does not move, read1() takes what is there, and both are empty at the end."""
-    async with aiouring.open(numbers, "rb", ring=ring) as file:
-        there = await file.peek(10)
-        assert there == CONTENT[: len(there)]
-        assert len(there) >= 10
-        assert await file.read1(5) == CONTENT[:5]
-        assert await file.read1() == there[5:]
-        assert await file.read1(0) == b""
-        await file.seek(0, os.SEEK_END)
-        assert await file.peek() == b""
-        assert await file.read1() == b""
-        assert await file.read() == b""
-        assert await file.readall() == b""
-
-
-async def test_unbuffered(ring: aiouring.AsyncRing, numbers: Path) -> None:
-    """With buffering=0 each call is a request: what others write meanwhile is seen, and what is written is there."""
-    async with aiouring.open(numbers, "r+b", 0, ring=ring) as file:
-        assert await file.read(5) == CONTENT[:5]
-        with numbers.open("r+b") as other:
-            other.write(b"0123456789")
-        assert await file.read(5) == b"56789"
-        await file.write(b"abc")
-        assert numbers.read_bytes()[:13] == b"0123456789abc"
-        assert await file.readline() == CONTENT[13:].split(b"\n")[0] + b"\n"
-
-
-@pytest.mark.parametrize("how", ["read", "readlines", "text"])
-async def test_read_again_from_the_beginning(ring: aiouring.AsyncRing, tmp_path: Path, how: str) -> None:
-    """A file that was read to its end, and is read again, gives what it has now: so are files of /proc watched."""
-    path = tmp_path / "file"
-    path.write_bytes(b"12\n")
-    mode: Any = "r" if how == "text" else "rb"
-    async with aiouring.open(path, mode, ring=ring) as file:
-        for content in (b"12\n", b"34\n", b"5\n", b"67\n8"):
-            path.write_bytes(content)
-            await file.seek(0)
-            if how == "readlines":
-                assert b"".join(await file.readlines()) == content
-            else:
-                assert await file.read() in (content, content.decode())
 
 
 async def test_sparse_places(ring: aiouring.AsyncRing, tmp_path: Path) -> None:

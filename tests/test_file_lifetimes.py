@@ -57,7 +57,7 @@ def test_a10_no_linked_timeouts() -> None:
     assert sorted(users) == ["_abi.py", "_restrictions.py"]
 
 
-@pytest.mark.parametrize("buffering", [-1])
+@pytest.mark.parametrize("buffering", [-1, 0])
 async def test_a4_a10_timeouts_lose_nothing(ring: aiouring.AsyncRing, buffering: int) -> None:
     """Reads of a pipe under timeouts that pass before, with and after the data: each byte is read once."""
     reader, writer = os.pipe()

@@ -117,6 +117,7 @@ FLOORS = [
         "_raw_file",
         "_read_ahead",
         "_write_behind",
+        "_binary_reading",
         "_binary_file",
         "_block_pool",
         "_direct_file",
