@@ -3,10 +3,17 @@
 The blocks are taken from one list by as many workers as may be in flight.  A worker reads its block and writes it, so
 the memory in use is a few blocks, however long the file is.  With direct=True a block is read into registered memory
 and written from there: no byte is touched by this program.
+
+A file with holes is copied without them: lseek(2), for which io_uring has no operation, says in a thread where its data
+is, and only that is moved.  Files without are told by their blocks, and need no thread.  Sharing the blocks (FICLONE)
+and copy_file_range(2) are left to who wants them: neither is an operation of io_uring, neither can be stopped half-way,
+nor told of, and after the first a damaged block is damaged in both files.
 """
 
-import itertools
+import asyncio
+import errno
 import os
+import threading
 from collections.abc import Callable
 from shutil import SameFileError
 from typing import TYPE_CHECKING
@@ -26,6 +33,8 @@ Progress = Callable[[int, int], object]
 #: Bytes that are read and written at a time.
 BLOCK = SIZE
 
+_NOWHERE = 1 << 62  # beyond the end of any file
+
 
 async def copy_file(
     source: "StrPath",
@@ -37,11 +46,13 @@ async def copy_file(
 ) -> int:
     """Copy the bytes of a file, as `shutil.copyfile()` does; returns how many there were.
 
+    Where the source has holes, which take no room on the disk, the copy has some, too: its zeros are read as before.
+
     Args:
         source: a regular file.
         destination: a file, which is made if it is not there; else its old contents are lost.
-        progress: called after each block with the bytes copied so far and the source's size.  What it raises ends the
-            copy.
+        progress: called after each block with the bytes copied so far, holes among them, and the source's size.  What
+            it raises ends the copy.
         direct: go around the page cache, as `open()` does.
         ring: whose requests do it; None is the running loop's own.
 
@@ -59,48 +70,145 @@ async def copy_file(
                 raise SameFileError(f"{reader.name!r} and {writer.name!r} are the same file")
             if writer.size:
                 await writer.truncate(0)
-            return await _Copy(reader, writer, progress).run()
+            extents = await _extents_of(reader) if writer.regular else None  # a device needs its zeros
+            try:
+                return await _Copy(reader, writer, extents, progress).run()
+            finally:
+                if extents is not None:
+                    extents.close()
         finally:
             await writer.aclose()
     finally:
         await reader.aclose()
 
 
+async def _extents_of(reader: "RawFile") -> "_Extents | None":
+    """Where a file has data, if it may have holes: if it has fewer blocks than bytes."""
+    if not reader.regular or (await reader.look()).st_blocks * 512 >= reader.size:
+        return None
+    return _Extents(await reader.ring.openat(f"/proc/self/fd/{reader.fileno()}"))
+
+
 class _Copy:
     """One copy on its way."""
 
-    def __init__(self, reader: "RawFile", writer: "RawFile", progress: Progress | None) -> None:
+    def __init__(
+        self, reader: "RawFile", writer: "RawFile", extents: "_Extents | None", progress: Progress | None
+    ) -> None:
         self._reader = reader
         self._writer = writer
+        self._extents = extents  # of a sparse file
         self._progress = progress
         self._size = reader.size
-        self._offsets = itertools.count(0, BLOCK)
-        self._end: int | None = None  # where the source ended
+        self._alignment = max(reader.alignment, writer.alignment)
+        self._turn = asyncio.Lock()  # of who asks for the next data
+        self._at = 0  # where the next piece begins
+        self._data_end = 0 if extents is not None else _NOWHERE  # where what is known to be data ends
+        self._end = _NOWHERE  # where the source ended
         self._done = 0
 
     async def run(self) -> int:
         """Copy; returns how many bytes."""
         blocks = -(-self._size // BLOCK)
         await together(self._work, max(1, min(DEPTH, blocks)))
-        end = self._end or 0
-        if self._writer.size > end:  # the source became shorter meanwhile
-            await self._writer.truncate(end)
-        return end
+        if self._writer.regular and self._writer.size != self._end:  # a hole at the end, or the source became shorter
+            await self._writer.truncate(self._end)
+        return self._end
 
     async def _work(self) -> None:
-        for offset in self._offsets:
-            if self._end is not None and offset >= self._end:
-                return
-            count = await self._copy(offset)
-            self._done += count
-            if count < BLOCK:
-                self._end = min(offset + count, self._end if self._end is not None else offset + count)
-            if self._progress is not None and count:
-                self._progress(self._done, max(self._size, self._done))
+        while piece := await self._next():
+            offset, length = piece
+            count = await self._copy(offset, length)
+            if count < length:
+                self._end = min(offset + count, self._end)
+            self._tell(count)
 
-    async def _copy(self, offset: int) -> int:
+    def _tell(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None and count:
+            self._progress(self._done, max(self._size, self._done))
+
+    async def _next(self) -> tuple[int, int] | None:
+        """The next piece, within a block, that has data: where it begins and how long it is; None at the end."""
+        while self._at >= self._data_end and self._at < self._end:
+            async with self._turn:
+                if self._at >= self._data_end and self._extents is not None:
+                    await self._pass_the_hole(self._extents)
+        if self._at >= self._end:
+            return None
+        offset = self._at
+        self._at = min(offset - offset % BLOCK + BLOCK, self._data_end)
+        return offset, self._at - offset
+
+    async def _pass_the_hole(self, extents: "_Extents") -> None:
+        """Go on to where there is data, or to the end."""
+        start, stop = await extents.after(self._at)
+        hole = max(0, start - start % self._alignment - self._at)
+        self._at += hole
+        self._data_end = -(-stop // self._alignment) * self._alignment
+        if start == stop:
+            self._end = min(start, self._end)
+            self._tell(hole)
+        else:
+            self._done += hole
+
+    async def _copy(self, offset: int, length: int) -> int:
         reader, writer = self._reader, self._writer
         if isinstance(reader, DirectFile) and isinstance(writer, DirectFile):
-            return await reader.copy_block(writer, offset)
-        data = await reader.read_at(BLOCK, offset)
+            return await reader.copy_block(writer, offset, length)
+        data = await reader.read_at(length, offset)
         return await writer.write_at(data, offset)
+
+
+class _Extents:
+    """Where a sparse file has data: lseek(2) says so, in a thread, since it may have to read that from the disk.
+
+    Ownership.  The descriptor is of this object alone, for its position is moved.  A thread may be at it when nobody
+    waits any more; then the thread closes it, so that the number is never another file's while it is used.
+
+    Args:
+        fd: an open descriptor, which this object closes.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lock = threading.Lock()
+        self._asking = self._closed = False
+
+    async def after(self, offset: int) -> tuple[int, int]:
+        """Where the next data from `offset` on begins and ends; twice the file's end if there is none."""
+        return await asyncio.to_thread(self._ask, offset)
+
+    def _ask(self, offset: int) -> tuple[int, int]:
+        with self._lock:
+            if self._closed:
+                return offset, offset
+            self._asking = True
+        try:
+            return _data_from(self._fd, offset)
+        finally:
+            with self._lock:
+                self._asking = False
+                if self._closed:
+                    os.close(self._fd)
+
+    def close(self) -> None:
+        """Close the descriptor, now or when a thread is done with it."""
+        with self._lock:
+            self._closed = True
+            if not self._asking:
+                os.close(self._fd)
+
+
+def _data_from(fd: int, offset: int) -> tuple[int, int]:
+    try:
+        while True:
+            start = os.lseek(fd, offset, os.SEEK_DATA)
+            stop = os.lseek(fd, start, os.SEEK_HOLE)
+            if start < stop:  # else it was punched meanwhile
+                return start, stop
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # a file system that does not say
+            return offset, _NOWHERE
+    end = os.lseek(fd, 0, os.SEEK_END)
+    return end, end

@@ -131,14 +131,14 @@ class DirectFile(RawFile):
             count = start + await self._cached.read_into(block.memory, min(length, start + size), offset, start)
         return start, max(0, min(count - start, size))
 
-    async def _fill_block(self, block: Block, offset: int) -> int:
-        """Read a block from an aligned offset on; returns how many bytes it has, fewer only at the end of the file."""
+    async def _fill_block(self, block: Block, offset: int, length: int) -> int:
+        """Read aligned bytes, a block at most; returns how many came, fewer only at the end of the file."""
         done = 0
-        while done < self.largest:
+        while done < length:
             start = done % self.alignment
-            count = await self._move(Request, block, done - start, self.largest - done + start, offset + done - start)
+            count = await self._move(Request, block, done - start, length - done + start, offset + done - start)
             if 0 < count <= start:  # as above
-                return done + await self._cached.read_into(block.memory, self.largest, offset + done, done)
+                return done + await self._cached.read_into(block.memory, length, offset + done, done)
             if not count:
                 break
             done += count - start
@@ -170,10 +170,10 @@ class DirectFile(RawFile):
         """As `RawFile.write_at_once()`, through the page cache."""
         self._cached.write_at_once(data, offset)
 
-    async def copy_block(self, target: "DirectFile", offset: int) -> int:
-        """Copy at most a block from an aligned offset to the same place in another file; returns how many bytes."""
+    async def copy_block(self, target: "DirectFile", offset: int, length: int) -> int:
+        """Copy aligned bytes, a block at most, to the same place in another file; returns how many bytes there were."""
         with self._pool.lend() as block:
-            return await target._write_block(block, await self._fill_block(block, offset), offset)
+            return await target._write_block(block, await self._fill_block(block, offset, length), offset)
 
     async def _write_block(self, block: Block, length: int, offset: int) -> int:
         """Write the first `length` bytes of a block at an aligned offset; returns how many that is."""

@@ -4,15 +4,17 @@ import asyncio
 import errno
 import os
 import random
+import threading
 from functools import partial
 from pathlib import Path
 from shutil import SameFileError
 
 import pytest
 from conftest import open_files
-from file_systems import mounted
+from file_systems import loop_device, mounted
 
 import aiouring
+from aiouring import _copy
 from aiouring._copy import BLOCK
 
 CONTENT = random.Random(20).randbytes(20 * BLOCK + 777)
@@ -111,3 +113,98 @@ async def test_g6_the_source_becomes_shorter(ring: aiouring.AsyncRing, tmp_path:
 
     count = await aiouring.copy_file(tmp_path / "source", tmp_path / "copy", progress=cut, ring=ring)
     assert count == (tmp_path / "copy").stat().st_size < len(CONTENT)
+
+
+LAYOUTS = {
+    "nothing": (40 * BLOCK + 5, []),
+    "at the end": (3 * BLOCK + 99, [(3 * BLOCK, 99)]),
+    "at both ends": (20 * BLOCK, [(0, 10), (20 * BLOCK - 4096, 4096)]),
+    "small islands": (8 * BLOCK + 1, [(at * 65536, 4096) for at in range(32)]),
+    "across blocks": (12 * BLOCK, [(BLOCK - 4096, 3 * BLOCK), (7 * BLOCK + 8192, 5), (9 * BLOCK, 2 * BLOCK)]),
+    "large": (20 << 30, [(5 << 30, 100_000), (19 << 30, 1)]),
+}
+
+
+@direct_or_not
+@pytest.mark.parametrize("layout", LAYOUTS)
+async def test_holes_stay_holes(ring: aiouring.AsyncRing, tmp_path: Path, direct: bool, layout: str) -> None:
+    """The copy of a sparse file reads the same, takes no more room, and is told of up to its end."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    size, islands = LAYOUTS[layout]
+    with source.open("wb") as made:
+        made.truncate(size)
+        for at, length in islands:
+            made.seek(at)
+            made.write(CONTENT[:length])
+    target.write_bytes(CONTENT)
+    told: list[tuple[int, int]] = []
+    assert await aiouring.copy_file(source, target, direct=direct, ring=ring, progress=partial(note, told)) == size
+    assert target.stat().st_size == size
+    assert target.stat().st_blocks <= source.stat().st_blocks + 8
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1] == (size, size)
+    with source.open("rb") as one, target.open("rb") as other:
+        for at in {0, size - 5000, *(at - 4000 for at, _ in islands)}:
+            for file in (one, other):
+                file.seek(max(at, 0))
+            assert one.read(2 * BLOCK + 10_000) == other.read(2 * BLOCK + 10_000)
+
+
+async def test_a_device_gets_its_zeros(ring: aiouring.AsyncRing, tmp_path: Path) -> None:
+    """What is copied to a device is all there: holes are written, for something else may be in their place."""
+    source, image = tmp_path / "source", tmp_path / "image"
+    with source.open("wb") as file:
+        file.truncate(8 * BLOCK)
+    image.write_bytes(CONTENT[: 8 * BLOCK])
+    with loop_device(image) as device:
+        assert await aiouring.copy_file(source, device, ring=ring) == 8 * BLOCK
+        await aiouring.sync_directory(tmp_path, ring=ring)
+    assert image.read_bytes() == bytes(8 * BLOCK)
+
+
+@direct_or_not
+async def test_a_sparse_file_that_changes(ring: aiouring.AsyncRing, tmp_path: Path, direct: bool) -> None:
+    """One that is cut off meanwhile gives a copy as long as what was there; one that grows, all of it."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    for become in (10, 5 * BLOCK + 7, 80 * BLOCK):
+        with source.open("wb") as file:
+            file.truncate(40 * BLOCK)
+            for at in range(0, 40, 2):
+                file.seek(at * BLOCK)
+                file.write(CONTENT[:1000])
+        once = [become]
+
+        def change(done: int, total: int, once: list[int] = once) -> None:
+            if once:
+                os.truncate(source, once.pop())
+
+        count = await aiouring.copy_file(source, target, progress=change, direct=direct, ring=ring)
+        assert count == target.stat().st_size
+        assert become <= count <= max(become, 40 * BLOCK)
+        assert target.read_bytes()[:become] == source.read_bytes()
+
+
+async def test_cancelled_while_it_asks_for_holes(
+    ring: aiouring.AsyncRing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that is asking when the copy is cancelled keeps its descriptor, and closes it."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(fd: int, offset: int) -> tuple[int, int]:
+        begun.set()
+        go_on.wait(5)
+        return os.lseek(fd, 0, os.SEEK_CUR), 5
+
+    monkeypatch.setattr(_copy, "_data_from", slow)
+    with (tmp_path / "source").open("wb") as file:
+        file.truncate(BLOCK)
+    task = asyncio.create_task(aiouring.copy_file(tmp_path / "source", tmp_path / "copy", ring=ring))
+    await asyncio.to_thread(begun.wait, 5)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert str(tmp_path / "source") in open_files().values()
+    go_on.set()
+    while str(tmp_path / "source") in open_files().values():
+        await asyncio.sleep(0.001)
+    await asyncio.get_running_loop().shutdown_default_executor()
