@@ -13,7 +13,6 @@ nor told of, and after the first a damaged block is damaged in both files.
 import asyncio
 import errno
 import os
-import threading
 from collections.abc import Callable
 from shutil import SameFileError
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 from aiouring._block_pool import SIZE
 from aiouring._direct_file import DEPTH, DirectFile, together
 from aiouring._open import open_raw
+from aiouring._thread_descriptor import ThreadDescriptor
 
 if TYPE_CHECKING:
     from aiouring._async_ring import AsyncRing
@@ -70,40 +70,37 @@ async def copy_file(
                 raise SameFileError(f"{reader.name!r} and {writer.name!r} are the same file")
             if writer.size:
                 await writer.truncate(0)
-            extents = await _extents_of(reader) if writer.regular else None  # a device needs its zeros
-            try:
-                return await _Copy(reader, writer, extents, progress).run()
-            finally:
-                if extents is not None:
-                    extents.close()
+            if not (writer.regular and await _is_sparse(reader)):  # a device needs its zeros
+                return await _Copy(reader, writer, None, progress).run()
+            # Of its own, since lseek(2) moves the position.
+            with ThreadDescriptor(await reader.ring.openat(f"/proc/self/fd/{reader.fileno()}")) as seeking:
+                return await _Copy(reader, writer, seeking, progress).run()
         finally:
             await writer.aclose()
     finally:
         await reader.aclose()
 
 
-async def _extents_of(reader: "RawFile") -> "_Extents | None":
-    """Where a file has data, if it may have holes: if it has fewer blocks than bytes."""
-    if not reader.regular or (await reader.look()).st_blocks * 512 >= reader.size:
-        return None
-    return _Extents(await reader.ring.openat(f"/proc/self/fd/{reader.fileno()}"))
+async def _is_sparse(file: "RawFile") -> bool:
+    """Whether a file may have holes: it has fewer blocks than bytes."""
+    return file.regular and (await file.look()).st_blocks * 512 < file.size
 
 
 class _Copy:
     """One copy on its way."""
 
     def __init__(
-        self, reader: "RawFile", writer: "RawFile", extents: "_Extents | None", progress: Progress | None
+        self, reader: "RawFile", writer: "RawFile", seeking: ThreadDescriptor | None, progress: Progress | None
     ) -> None:
         self._reader = reader
         self._writer = writer
-        self._extents = extents  # of a sparse file
+        self._seeking = seeking  # of a sparse file
         self._progress = progress
         self._size = reader.size
         self._alignment = max(reader.alignment, writer.alignment)
         self._turn = asyncio.Lock()  # of who asks for the next data
         self._at = 0  # where the next piece begins
-        self._data_end = 0 if extents is not None else _NOWHERE  # where what is known to be data ends
+        self._data_end = 0 if seeking is not None else _NOWHERE  # where what is known to be data ends
         self._end = _NOWHERE  # where the source ended
         self._done = 0
 
@@ -132,17 +129,17 @@ class _Copy:
         """The next piece, within a block, that has data: where it begins and how long it is; None at the end."""
         while self._at >= self._data_end and self._at < self._end:
             async with self._turn:
-                if self._at >= self._data_end and self._extents is not None:
-                    await self._pass_the_hole(self._extents)
+                if self._at >= self._data_end and self._seeking is not None:
+                    await self._pass_the_hole(self._seeking)
         if self._at >= self._end:
             return None
         offset = self._at
         self._at = min(offset - offset % BLOCK + BLOCK, self._data_end)
         return offset, self._at - offset
 
-    async def _pass_the_hole(self, extents: "_Extents") -> None:
+    async def _pass_the_hole(self, seeking: ThreadDescriptor) -> None:
         """Go on to where there is data, or to the end."""
-        start, stop = await extents.after(self._at)
+        start, stop = await seeking.run(_data_from, self._at)
         hole = max(0, start - start % self._alignment - self._at)
         self._at += hole
         self._data_end = -(-stop // self._alignment) * self._alignment
@@ -160,47 +157,8 @@ class _Copy:
         return await writer.write_at(data, offset)
 
 
-class _Extents:
-    """Where a sparse file has data: lseek(2) says so, in a thread, since it may have to read that from the disk.
-
-    Ownership.  The descriptor is of this object alone, for its position is moved.  A thread may be at it when nobody
-    waits any more; then the thread closes it, so that the number is never another file's while it is used.
-
-    Args:
-        fd: an open descriptor, which this object closes.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._lock = threading.Lock()
-        self._asking = self._closed = False
-
-    async def after(self, offset: int) -> tuple[int, int]:
-        """Where the next data from `offset` on begins and ends; twice the file's end if there is none."""
-        return await asyncio.to_thread(self._ask, offset)
-
-    def _ask(self, offset: int) -> tuple[int, int]:
-        with self._lock:
-            if self._closed:
-                return offset, offset
-            self._asking = True
-        try:
-            return _data_from(self._fd, offset)
-        finally:
-            with self._lock:
-                self._asking = False
-                if self._closed:
-                    os.close(self._fd)
-
-    def close(self) -> None:
-        """Close the descriptor, now or when a thread is done with it."""
-        with self._lock:
-            self._closed = True
-            if not self._asking:
-                os.close(self._fd)
-
-
 def _data_from(fd: int, offset: int) -> tuple[int, int]:
+    """Where the next data from `offset` on begins and ends; twice the file's end if there is none."""
     try:
         while True:
             start = os.lseek(fd, offset, os.SEEK_DATA)

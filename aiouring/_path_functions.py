@@ -17,6 +17,7 @@ from aiouring._file_flags import AtFlags
 from aiouring._open import open as open_file
 from aiouring._open import open_raw
 from aiouring._text_file import check_text, encoding_of
+from aiouring._thread_descriptor import ThreadDescriptor
 
 if TYPE_CHECKING:
     from aiouring._async_ring import AsyncRing
@@ -50,8 +51,10 @@ async def write_bytes(path: "StrPath", data: "Bytes", *, atomic: bool = False, r
         data: any C-contiguous buffer.
         atomic: whatever happens, power cuts included, the file has all of its old contents or all of the new: these
             are written to a temporary file beside it, which is flushed to its device and takes the file's place; then
-            the directory is flushed.  The permissions stay, other names (hard links) keep the old contents.  A symbolic
-            link is followed, in a thread.
+            the directory is flushed.  Permissions, owner and group stay; where the process may not give files away, the
+            new one is its own, without set-user-ID and set-group-ID, and where it may not set the group, that may do no
+            more than others.  Access control lists and extended attributes do not stay, and other names (hard links)
+            keep the old contents.  A symbolic link is followed, in a thread.
         ring: whose requests do it.
 
     Raises:
@@ -87,17 +90,18 @@ async def _write_atomically(path: "StrPath", data: "Bytes", ring: "AsyncRing") -
     place = await asyncio.to_thread(pathlib.Path(os.fsdecode(path)).resolve)
     temporary = str(place.with_name(f".{place.name[:50]}.{secrets.token_hex(8)}"))
     try:
-        permissions = status.S_IMODE((await ring.statx(place)).st_mode) & 0o777
+        before = await ring.statx(place)
     except FileNotFoundError:
-        permissions = None
+        before = None
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
         # What the old contents were hidden from, the new ones are from the first byte on.
-        raw = await open_raw(temporary, flags, ring, mode=0o666 if permissions is None else 0o600)
+        raw = await open_raw(temporary, flags, ring, mode=0o666 if before is None else 0o600)
         try:
             count = await raw.write_at(data, 0)
-            if permissions is not None:
-                await asyncio.to_thread(os.fchmod, raw.fileno(), permissions)
+            if before is not None:
+                with ThreadDescriptor(os.dup(raw.fileno())) as descriptor:
+                    await descriptor.run(_take_after, before)
             await raw.sync(data_only=False)
         finally:
             await raw.aclose()
@@ -110,6 +114,22 @@ async def _write_atomically(path: "StrPath", data: "Bytes", ring: "AsyncRing") -
         raise
     await sync_directory(place.parent, ring=ring)
     return count
+
+
+def _take_after(fd: int, before: "StatxResult") -> None:
+    """Give a new file the owner, group and permissions of the one whose place it takes, as far as that is allowed."""
+    mode, now = status.S_IMODE(before.st_mode), os.fstat(fd)
+    if now.st_gid != before.st_gid:
+        try:
+            os.fchown(fd, -1, before.st_gid)
+        except OSError:  # it may not be, or the file system has no groups
+            mode &= ~(status.S_ISGID | 0o070) | (mode & 0o007) << 3
+    if now.st_uid != before.st_uid:
+        try:
+            os.fchown(fd, before.st_uid, -1)
+        except OSError:
+            mode &= ~(status.S_ISUID | status.S_ISGID)
+    os.fchmod(fd, mode)  # last: a change of owner takes set-user-ID away
 
 
 async def sync_directory(path: "StrPath", *, ring: "AsyncRing | None" = None) -> None:

@@ -105,6 +105,53 @@ async def test_an_atomic_write_hides_what_was_hidden(
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a file away needs root")
+@pytest.mark.parametrize("mode", [0o640, 0o4755, 0o2750, 0o6711, 0o604])
+async def test_an_atomic_write_keeps_the_owner(names: aiouring.AsyncRing, tmp_path: Path, mode: int) -> None:
+    """Owner, group and all permissions are those of the file whose place is taken."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    os.chown(path, 12345, 23456)
+    path.chmod(mode)
+    await aiouring.write_bytes(path, b"new", atomic=True, ring=names)
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (12345, 23456, mode)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a file away needs root")
+@pytest.mark.parametrize(
+    ("mode", "no_owner", "neither"),
+    [
+        (0o644, 0o644, 0o644),
+        (0o640, 0o640, 0o600),
+        (0o6775, 0o775, 0o755),
+        (0o670, 0o670, 0o600),
+        (0o604, 0o604, 0o604),
+    ],
+)
+async def test_an_atomic_write_gives_nobody_more_rights(
+    names: aiouring.AsyncRing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, no_owner: int, neither: int
+) -> None:
+    """Where owner or group cannot be kept, no set-ID bit stays, and the new group may do what both others might."""
+    path, fchown = tmp_path / "file", os.fchown
+
+    def refusing(fd: int, owner: int, group: int) -> None:
+        if owner != -1 or not groups:
+            raise PermissionError(errno.EPERM, "not allowed")
+        fchown(fd, owner, group)
+
+    monkeypatch.setattr(os, "fchown", refusing)
+    for groups, expected in ((True, no_owner), (False, neither)):
+        path.unlink(missing_ok=True)
+        path.write_bytes(b"old")
+        os.chown(path, 12345, 23456)
+        path.chmod(mode)
+        await aiouring.write_bytes(path, b"new", atomic=True, ring=names)
+        found = path.stat()
+        assert (found.st_uid, found.st_gid) == (0, 23456 if groups else 0)
+        assert found.st_mode & 0o7777 == expected
+
+
 async def test_an_atomic_write_that_fails(names: aiouring.AsyncRing, tmp_path: Path) -> None:
     """On a full disk, or cancelled at any moment, the old contents stay, and no temporary file does."""
     with mounted("tmpfs", tmp_path / "small", "-o", "size=1m") as small:

@@ -114,6 +114,7 @@ FLOORS = [
         "_file_system",
         "_new_bytes",
         "_cached_reads",
+        "_thread_descriptor",
         "_raw_file",
         "_read_ahead",
         "_write_behind",

@@ -1,0 +1,56 @@
+"""Owns `ThreadDescriptor`: a descriptor for system calls that io_uring has not, which are made in threads.
+
+Ownership.  The descriptor is this object's alone.  A thread may be using it when nobody waits any more, for a thread
+cannot be cancelled; then the thread closes it, and not whoever has left: the number is another file's the moment it is
+closed, and the call would go to that.
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
+
+
+class ThreadDescriptor:
+    """An open descriptor, closed at the end of a `with` block, or when a thread is done with it.
+
+    Args:
+        fd: what this object closes.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lock = threading.Lock()
+        self._users = 0
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._closed = True
+            self._close_if_unused()
+
+    async def run(self, call: Callable[..., T], *arguments: Any) -> T:
+        """`call(fd, *arguments)` in a thread."""
+        return await asyncio.to_thread(self._run, call, *arguments)
+
+    def _run(self, call: Callable[..., T], *arguments: Any) -> T:
+        with self._lock:
+            if self._closed:
+                raise ValueError("I/O operation on closed file.")  # for nobody: whoever asked has left
+            self._users += 1
+        try:
+            return call(self._fd, *arguments)
+        finally:
+            with self._lock:
+                self._users -= 1
+                self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self._closed and not self._users:
+            os.close(self._fd)
