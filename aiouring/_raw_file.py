@@ -40,6 +40,7 @@ from aiouring._file_system import waits_within_submission
 from aiouring._new_bytes import new_bytes
 from aiouring._request import Request, Write
 from aiouring._stat import StatxResult
+from aiouring._thread_descriptor import InThreads
 from aiouring._uring import ffi, lib
 from aiouring._verbs import Bytes
 
@@ -61,7 +62,7 @@ class Unwritten(Protocol):
         """Write it in this thread."""
 
 
-class RawFile(CachedReads):
+class RawFile(CachedReads, InThreads):
     """An open file without a position; every read and write says where.
 
     Args:
@@ -250,7 +251,7 @@ class RawFile(CachedReads):
             if has("truncating by request"):
                 await self.ring.ftruncate(self, size)
             else:
-                await asyncio.to_thread(os.ftruncate, self.fileno(), size)
+                await self.in_thread(os.ftruncate, size)
         except OSError as error:
             self.named(error)
             raise
@@ -274,7 +275,7 @@ class RawFile(CachedReads):
     async def seek(self, offset: int, whence: int) -> int:
         """What lseek(2) says, in a thread; not for os.SEEK_CUR, since the descriptor's position is not used."""
         try:
-            return await asyncio.to_thread(os.lseek, self.fileno(), offset, whence)
+            return await self.in_thread(os.lseek, offset, whence)
         except OSError as error:
             self.named(error)
             raise
@@ -328,8 +329,7 @@ class RawFile(CachedReads):
 
     async def _close(self) -> None:
         """Close.  What the kernel does not stop is waited for `cancel_timeout` seconds, and so is the close itself."""
-        self.closed = True
-        self.cached = False
+        self.shut()
         fd, ring = self.fd, self.ring
         try:
             if self.owned:
@@ -354,8 +354,7 @@ class RawFile(CachedReads):
                     task.cancel()
 
     def _close_at_once(self) -> None:
-        self.closed = True
-        self.cached = False
+        self.shut()
         if self.owned:
             with contextlib.suppress(OSError):
                 os.close(self.fd)

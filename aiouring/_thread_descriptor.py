@@ -1,4 +1,4 @@
-"""Owns `ThreadDescriptor`: a descriptor for system calls that io_uring has not, which are made in threads.
+"""Owns `ThreadDescriptor`: a descriptor for system calls that io_uring has not, which are made in threads; and files'.
 
 Ownership.  The descriptor is this object's alone.  A thread may be using it when nobody waits any more, for a thread
 cannot be cancelled; then the thread closes it, and not whoever has left: the number is another file's the moment it is
@@ -31,6 +31,10 @@ class ThreadDescriptor:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it, now or when a thread is done with it; once."""
         with self._lock:
             self._closed = True
             self._close_if_unused()
@@ -54,3 +58,38 @@ class ThreadDescriptor:
     def _close_if_unused(self) -> None:
         if self._closed and not self._users:
             os.close(self._fd)
+
+
+class InThreads:
+    """The part of a file that makes system calls in threads.
+
+    They use a duplicate, which is closed with the file and not before: closing any descriptor of a file ends the
+    process's record locks on it (fcntl(2)).  A descriptor that stays its owner's is used itself, for the same reason.
+    """
+
+    fd: int
+    owned: bool
+    closed: bool
+    cached: bool
+    _beside: ThreadDescriptor | None = None
+
+    async def in_thread(self, call: Callable[..., T], *arguments: Any) -> T:
+        """`call(fd, *arguments)` in a thread; `ValueError` when the file is closed."""
+        fd = self.fileno()
+        if not self.owned:
+            return await asyncio.to_thread(call, fd, *arguments)
+        if self._beside is None:
+            self._beside = ThreadDescriptor(os.dup(fd))
+        return await self._beside.run(call, *arguments)
+
+    def shut(self) -> None:
+        """Refuse to be used from here on; what threads use is closed when they are done with it."""
+        self.closed = True
+        self.cached = False
+        if self._beside is not None:
+            self._beside.close()
+            self._beside = None
+
+    def fileno(self) -> int:
+        """The descriptor; `ValueError` when the file is closed."""
+        raise NotImplementedError

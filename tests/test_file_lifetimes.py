@@ -1,8 +1,8 @@
 """Tests of open files under cancellation, threads, forks, signals and hung file systems: FAULTS.md's rows A, B, C, I.
 
-Rows held elsewhere, for open files as well: A2 in `test_binary_file` and `test_text_file`; A3 with G8, a file that is
-closed while its file system hangs, in `test_file_system`; A14 in `test_raw_file` and `test_write_behind`; B3 and B4 in
-`test_raw_file`; B5 for reads of a pipe in `test_binary_file`; H2 in `test_raw_file`; I4 in `test_file_object`.
+Rows held elsewhere, for open files as well: A2 in `test_binary_reading` and `test_text_file`; A3 with G8, a file that
+is closed while its file system hangs, in `test_file_system`; A14 in `test_raw_file` and `test_write_behind`; B3 and B4
+in `test_raw_file`; B5 for reads of a pipe in `test_binary_reading`; H2 in `test_raw_file`; I4 in `test_file_object`.
 """
 
 import asyncio

@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import errno
+import fcntl
 import gc
 import os
 import random
 import resource
 import signal
+import threading
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -301,6 +303,48 @@ async def test_a_descriptor_that_its_owner_closed_first(ring: aiouring.AsyncRing
     os.close(fd)
     await file.close()
     assert file._raw.closed
+
+
+@pytest.mark.parametrize("owned", [True, False])
+async def test_what_is_done_in_threads(ring: aiouring.AsyncRing, numbers: Path, owned: bool) -> None:
+    """A thread that is cancelled, and its file closed, never meets the file that has the number then."""
+    fd = os.open(numbers, os.O_RDWR)
+    raw = RawFile(ring, fd, str(numbers), os.O_RDWR, owned=owned)
+    begun, go_on, seen = threading.Event(), threading.Event(), []
+
+    def call(number: int) -> None:
+        begun.set()
+        go_on.wait(5)
+        seen.append(os.fstat(number).st_ino)
+
+    assert await raw.seek(0, os.SEEK_DATA) == 0
+    before = len(open_files())
+    task = asyncio.create_task(raw.in_thread(call))
+    await asyncio.to_thread(begun.wait, 5)
+    task.cancel()
+    await asyncio.wait([task])
+    await raw.aclose()
+    other = os.open("/dev/null", os.O_RDONLY)
+    assert (other == fd) == owned
+    go_on.set()
+    await asyncio.get_running_loop().shutdown_default_executor()
+    assert seen == [numbers.stat().st_ino]
+    with pytest.raises(ValueError, match="closed file"):
+        await raw.seek(0, os.SEEK_DATA)
+    assert len(open_files()) == before + 1 - 2 * owned
+    os.close(other)
+    if not owned:
+        os.close(fd)
+
+
+async def test_record_locks_outlive_a_thread(ring: aiouring.AsyncRing, numbers: Path) -> None:
+    """Asking for holes does not cost the process its locks on the file, which any close of it would."""
+    async with aiouring.open(numbers, "r+b", ring=ring) as file:
+        fcntl.lockf(file.fileno(), fcntl.LOCK_EX)
+        assert await file.seek(0, os.SEEK_HOLE) == len(CONTENT)
+        locks = Path("/proc/locks").read_text()
+        assert f":{numbers.stat().st_ino} " in locks
+    await asyncio.get_running_loop().shutdown_default_executor()
 
 
 async def test_the_ring_is_closed_first(new_ring: RingFactory, numbers: Path) -> None:
