@@ -135,7 +135,7 @@ class BinaryFile(BinaryReading):
             OSError: something could not be written, of this or of what was written before; see the class.
             io.UnsupportedOperation: the file is not open for writing.
         """
-        behind, elsewhere = self._behind, get_ident() != self._raw.thread
+        behind, elsewhere = self._behind, get_ident() != self._thread
         if self._order.users or not behind.ready or not self._buffered or self._readable or self._closed or elsewhere:
             return await self._write_slowly(data)
         count = behind.accept(data, self._position)
@@ -184,6 +184,7 @@ class BinaryFile(BinaryReading):
     async def flush(self) -> None:
         """Wait until the file has everything that was written; readers of it see it then.  See also `sync()`."""
         self._check()
+        self._raw.check_here()
         if self._behind.dirty:
             async with self._order:
                 await self._behind.flush()

@@ -4,6 +4,7 @@ The position moves when a read has succeeded; see `_binary_file`.  A file withou
 once: what an earlier request brought, or is about to bring, is read before anything else is asked for.
 """
 
+from threading import get_ident
 from typing import Any
 
 from aiouring._file_object import FileObject
@@ -32,7 +33,7 @@ class BinaryReading(FileObject[bytes]):
 
         Unbuffered (`buffering=0`), from what is no regular file: as many as one request brings.
         """
-        if not self._order.users and size is not None and size > 0:
+        if not self._order.users and size is not None and size > 0 and get_ident() == self._thread:
             ahead = self._ahead
             start = self._position - ahead.base
             if 0 <= start <= len(ahead.chunk) - size:
@@ -91,7 +92,7 @@ class BinaryReading(FileObject[bytes]):
 
     async def readline(self, size: int | None = -1) -> bytes:
         r"""Read a line, up to `\n` and with it; at most `size` bytes where that is not negative."""
-        if not self._order.users and size == -1:
+        if not self._order.users and size == -1 and get_ident() == self._thread:
             ahead = self._ahead
             start = self._position - ahead.base
             if start >= 0:

@@ -4,6 +4,7 @@ import asyncio
 import io
 import os
 from collections.abc import Callable, Iterable
+from threading import get_ident
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
 S = TypeVar("S", bytes, str)
@@ -42,6 +43,7 @@ class FileObject(Generic[S]):
 
     def __init__(self, mode: str, check_here: Callable[[], None]) -> None:
         self._mode = mode
+        self._thread = get_ident()  # what needs no request looks at this alone, which is the fastest
         self._order = InOrder(check_here)
 
     def __repr__(self) -> str:

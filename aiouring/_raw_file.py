@@ -29,7 +29,6 @@ import stat
 import warnings
 from asyncio import _get_running_loop
 from collections.abc import Coroutine
-from threading import get_ident
 from typing import Any, Protocol
 
 from aiouring._async_ring import AsyncRing
@@ -90,7 +89,7 @@ class RawFile(CachedReads, InThreads):
         self.owned = owned
         self.append = bool(flags & os.O_APPEND)
         self._driver = ring._bound()
-        self.loop, self.thread = self._driver.loop, get_ident()
+        self.loop = self._driver.loop
         self._background = background
         self.how = lib.AU_SQE_ASYNC if background else 0  # how the C core is to treat each request
         self._ending: asyncio.Future[None] | None = None

@@ -9,6 +9,7 @@ import codecs
 import io
 import locale
 import os
+from threading import get_ident
 from typing import Any
 
 from aiouring._binary_file import BinaryFile
@@ -125,7 +126,7 @@ class TextFile(FileObject[str]):
     async def readline(self, size: int | None = -1) -> str:
         """Read a line with its end; at most `size` characters where that is not negative."""
         decoding = self._decoding
-        if not self._order.users and self._ends == "\n" and size == -1:
+        if not self._order.users and self._ends == "\n" and size == -1 and get_ident() == self._thread:
             end = decoding.text.find("\n", decoding.used) + 1
             if end:
                 return self._take(end)
@@ -271,6 +272,7 @@ class TextFile(FileObject[str]):
 
     async def close(self) -> None:
         """Write what is unwritten, then close; idempotent.  See `BinaryFile.close()`."""
+        self._buffer._raw.check_here()
         self._decoding.restart()
         await self._buffer.close()
 

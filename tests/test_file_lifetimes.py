@@ -196,8 +196,9 @@ async def test_b5_buffers_that_nobody_else_has(ring: aiouring.AsyncRing) -> None
 # ---- threads, forks, signals -----------------------------------------------------------------------
 
 USES: dict[str, Callable[[Any], Any]] = {
-    "read": lambda file: file.read(200_000),
-    "readline": lambda file: file.readline(100_000_000),
+    "read": lambda file: file.read(5),
+    "read much": lambda file: file.read(200_000),
+    "readline": lambda file: file.readline(),
     "readinto": lambda file: file.readinto(bytearray(5)),
     "read_at": lambda file: file.read_at(5, 5),
     "write": lambda file: file.write(b"x"),
@@ -235,12 +236,31 @@ async def test_c1_another_thread(ring: aiouring.AsyncRing, path: Path, mode: Any
     """In another thread, and so in another loop, everything is refused before it is begun; here the file goes on."""
     async with aiouring.open(path, mode, direct=direct, ring=ring) as file:
         await file.write(b"here")
+        if "r" in mode:
+            await file.seek(0)
+            assert await file.read(4) == b"here"  # ... and more is here now
         assert await asyncio.to_thread(lambda: asyncio.run(refused(file, mode == "wb"))) == []
         assert not file.closed
         await file.write(b" and here")
         assert await file.tell() == 13
     rest = CONTENT[13:] if "r" in mode else b""
     assert path.read_bytes() == b"here and here" + rest
+    await asyncio.get_running_loop().shutdown_default_executor()
+
+
+async def test_c1_another_thread_with_text(ring: aiouring.AsyncRing, path: Path) -> None:
+    """Text is refused as bytes are, also what has been decoded already."""
+    path.write_text("one\ntwo\nthree\n")
+
+    async def use(file: aiouring.TextFile) -> None:
+        for verb in (file.readline(), file.read(1), file.seek(0), file.tell(), file.close()):
+            with pytest.raises(aiouring.WrongContextError):
+                await verb
+
+    async with aiouring.open(path, ring=ring) as file:
+        assert await file.readline() == "one\n"
+        await asyncio.to_thread(lambda: asyncio.run(use(file)))
+        assert await file.readlines() == ["two\n", "three\n"]
     await asyncio.get_running_loop().shutdown_default_executor()
 
 
