@@ -193,7 +193,8 @@ class DirectFile(RawFile):
         except BaseException as error:
             note_written_before(error, done)
             raise
-        self.size = max(self.size, offset + length)
+        if length:
+            self.size = max(self.size, offset + length)
         return length
 
     async def _write_pages(self, block: Block, start: int, length: int, offset: int) -> int:

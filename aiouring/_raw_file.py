@@ -203,7 +203,7 @@ class RawFile(CachedReads, InThreads):
         except BaseException as error:
             note_written_before(error, done)
             raise
-        if self.regular and not self.append and offset + size > self.size:
+        if size and self.regular and not self.append and offset + size > self.size:
             self.size = offset + size
         return size
 

@@ -16,6 +16,7 @@ from file_systems import loop_device, mounted
 import aiouring
 from aiouring import _copy
 from aiouring._copy import BLOCK
+from aiouring._thread_descriptor import ThreadDescriptor
 
 CONTENT = random.Random(20).randbytes(20 * BLOCK + 777)
 
@@ -182,6 +183,31 @@ async def test_a_sparse_file_that_changes(ring: aiouring.AsyncRing, tmp_path: Pa
         assert count == target.stat().st_size
         assert become <= count <= max(become, 40 * BLOCK)
         assert target.read_bytes()[:become] == source.read_bytes()
+
+
+@direct_or_not
+async def test_cut_off_before_an_island(ring: aiouring.AsyncRing, tmp_path: Path, direct: bool) -> None:
+    """Where the file ends before what was taken for data, the copy is as long as it says: the rest is a hole."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    with source.open("wb") as file:
+        file.truncate(9 * BLOCK)
+        file.write(CONTENT[:5000])
+        file.seek(8 * BLOCK)
+        file.write(CONTENT[:5000])
+    async with aiouring.open(source, "rb", direct=direct, ring=ring) as reader:
+        async with aiouring.open(target, "wb", direct=direct, ring=ring) as writer:
+            with ThreadDescriptor(os.open(source, os.O_RDONLY)) as seeking:
+                copying = _copy._Copy(reader._raw, writer._raw, seeking, None)
+                assert await copying._next() == (0, 8192)
+                assert await copying._copy(0, 8192) == 8192
+                piece = await copying._next()
+                assert piece == (8 * BLOCK, 8192)
+                os.truncate(source, 8192)
+                assert await copying._copy(*piece) == 0
+                assert writer._raw.size == 8192 == target.stat().st_size
+                copying._end = 8 * BLOCK
+                assert await copying.run() == 8 * BLOCK == target.stat().st_size
+    await asyncio.get_running_loop().shutdown_default_executor()
 
 
 async def test_cancelled_while_it_asks_for_holes(
