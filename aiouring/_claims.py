@@ -5,7 +5,8 @@ shows of its socket is refused, and so is the socket that a transport of the run
 
 The loop knows of the latter, and can be asked by `remove_reader()` only, which goes on to remove a callback that its
 caller may need.  It looks a number up among its transports first, and among its callbacks then: so it is asked about a
-number that can be looked up once.
+number that can be looked up once.  asyncio's own loop and uvloop do; one that reads the number in another way would
+remove the callback, so no other loop is asked.
 
 A file is looked at once under its number: that costs 2 us, and is not on a request's way.  A socket that is given to
 asyncio after its first use here is found by whatever keeps a receive armed, and by `Connection`: these ask each time.
@@ -66,9 +67,15 @@ def check_free(number: int, file: Any) -> None:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return  # the driver will refuse
+    if not isinstance(loop, asyncio.SelectorEventLoop) and not _is_uvloop(type(loop)):
+        return
     try:
         loop.remove_reader(_Once(number))
     except _FreeError:
         return
     except RuntimeError as error:
         raise ResourceBusyError(f"{file!r} belongs to a transport of the event loop: {error}") from None
+
+
+def _is_uvloop(kind: type) -> bool:
+    return any(base.__module__.partition(".")[0] == "uvloop" for base in kind.__mro__)

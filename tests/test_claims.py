@@ -118,6 +118,17 @@ async def test_asking_does_no_harm(ring: AsyncRing, pair: Pair) -> None:
     assert left.recv(10) == b"x"
 
 
+def test_other_loops_are_not_asked(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that does not look numbers up as asyncio's and uvloop's do would remove its caller's callback."""
+
+    class Loop:
+        def remove_reader(self, number: int) -> None:
+            raise AssertionError(f"the callback of {number} was removed")
+
+    monkeypatch.setattr("asyncio.get_running_loop", Loop)
+    check_free(pair[0].fileno(), pair[0])
+
+
 async def test_looked_at_once(ring: AsyncRing, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """A socket is asked about at its first use, and the next one with its number at its own."""
     asked: list[object] = []
