@@ -47,7 +47,13 @@ _LONGEST_BACKOFF = 0.25
 class Turns:
     """A ring's requests in flight, and the turns that move them on."""
 
-    inbox: Inbox | None = None  # here, because the 31st attribute of an object makes all of them slower
+    # Here, because the 31st attribute of an object makes all of them slower: what is set seldom, if ever.
+    inbox: Inbox | None = None
+    closing = False
+    broken: OSError | None = None
+    strays = 0
+    _retry: asyncio.TimerHandle | None = None
+    _emptied: asyncio.Future[None] | None = None
 
     def __init__(self, ring: "CoreRing", registry: "Registry", loop: asyncio.AbstractEventLoop) -> None:
         self.ring = ring
@@ -58,11 +64,8 @@ class Turns:
         # Atomic: a caller in the wrong thread, whom only the C core refuses, must not draw another request's number
         # and then take that request, and with it the memory it owns, out of the table.
         self.next_number = itertools.count(1).__next__
-        self.closing = False
         self._usable = True
-        self.broken: OSError | None = None
         self._groups, self._retiring = registry.groups, registry.retiring
-        self.strays = 0
         self._raw = ring.raw
         self._events = ring.raw.events
         self._queued: list[Request] = []  # with a file object, since the last submission
@@ -76,9 +79,7 @@ class Turns:
         self._scheduled = False
         self._position, self._undelivered = 0, False
         self._retries = 0
-        self._retry: asyncio.TimerHandle | None = None
         self._room: Line[None] = Line(loop.create_future, lambda _: self._make_room())
-        self._emptied: asyncio.Future[None] | None = None
         self.new_future = loop.create_future
         ring.enable()
         self._watch()

@@ -117,3 +117,14 @@ async def test_two_rings_on_one_loop(new_ring: RingFactory) -> None:
     assert memory == b"fine"
     left.close()
     right.close()
+
+
+async def test_few_attributes(ring: aiouring.AsyncRing, pair: tuple[socket.socket, socket.socket]) -> None:
+    """CPython keeps 30 attributes of an object where each is found at once; more of them would make all slower."""
+    group = ring.register_buffer_ring(count=4, size=64)
+    task = asyncio.create_task(ring.recv(pair[0], group))
+    await ring.nop()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(vars(ring._bound())) <= 30
