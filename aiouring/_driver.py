@@ -2,18 +2,18 @@
 
 How this fits together
 
-1. A verb makes a `Request` and calls `perform()`, which fills one submission entry and asks for a turn (see
-   `_turns`).  The first to ask in a turn of the loop schedules it; everything queued by then goes to the
-   kernel in one system call, and what completes at once is delivered by the same turn.
-2. When there is nothing to do the loop sleeps in its own poll, with the ring's eventfd among its readers.
-   There is no timer and no thread.
-3. A cancelled await submits a cancel and waits for the request's own final completion before
-   `CancelledError` leaves.  What the kernel cannot stop (a disk that hangs, a FUSE server that died) is
-   waited for at most `cancel_timeout` seconds; then the request is *detached*: it stays in the table and
-   keeps its memory until the kernel is done, and its result goes to `Request.unclaimed()`.
-4. Closing: take nothing new, cancel everything, reap until the table is empty or `close_timeout` is over,
-   then unregister, unmap, close.  What is left after the deadline goes to GRAVEYARD and is never freed:
-   closing a ring does not stop what is running (KERNEL.md E1).
+1. A verb makes a `Request` and calls `perform()`, which fills one submission entry and asks for a turn (see `_turns`).
+   The first to ask in a turn of the loop schedules it; everything queued by then goes to the kernel in one system call
+   or a few, and what completes at once is delivered by the same turn.
+2. When there is nothing to do the loop sleeps in its own poll, with the ring's eventfd among its readers.  There is no
+   timer and no thread.
+3. A cancelled await submits a cancel and waits for the request's own final completion before `CancelledError` leaves.
+   What the kernel cannot stop (a disk that hangs, a FUSE server that died) is waited for at most `cancel_timeout`
+   seconds; then the request is *detached*: it stays in the table and keeps its memory until the kernel is done, and its
+   result goes to `Request.unclaimed()`.
+4. Closing: take nothing new, cancel everything, reap until the table is empty or `close_timeout` is over, then
+   unregister, unmap, close.  What is left after the deadline goes to GRAVEYARD and is never freed: closing a ring does
+   not stop what is running (KERNEL.md E1).
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 from aiouring._errors import RingClosedError, WrongContextError, errno_of, failure, kernel_error
 from aiouring._insistence import Insistence
+from aiouring._refusals import refusal
 from aiouring._registry import Registry
 from aiouring._request import Request, identify
 from aiouring._ring import CoreRing
@@ -37,28 +38,6 @@ GRAVEYARD: list[Any] = []
 
 #: Every driver that is open, for whoever wants to know what is in flight (the tests' deadline does).
 LIVE: "weakref.WeakSet[Driver]" = weakref.WeakSet()
-
-# The numbers a refused request is explained with: the arguments of each au_prepare function, in order.
-_ARGUMENTS = {
-    lib.au_prepare: ("opcode", "fd", "offset", "address", "length"),
-    lib.au_prepare_memory: ("opcode", "fd", "memory", "capacity", "start", "length", "offset"),
-    lib.au_prepare_fixed: ("opcode", "fd", "table", "index", "start", "length", "offset"),
-    lib.au_prepare_fixed_vector: ("opcode", "fd", "table", "index"),
-    lib.au_prepare_select: ("opcode", "fd", "group", "length", "offset"),
-    lib.au_prepare_send_fixed: ("opcode", "fd", "table", "index", "start", "length"),
-    lib.au_prepare_waitid: ("opcode", "fd", "idtype"),
-    lib.au_prepare_futex: ("opcode", "memory", "capacity", "start"),
-    lib.au_prepare_futexes: ("opcode",),
-    lib.au_prepare_vector: ("opcode", "fd", "message", "offset"),
-    lib.au_prepare_message: ("opcode", "fd", "message", "table", "index"),
-    lib.au_prepare_receive_message: ("opcode", "fd", "message"),
-    lib.au_prepare_select_message: ("opcode", "fd", "group", "message"),
-    lib.au_prepare_socket_command: ("opcode", "fd", "command", "level", "option"),
-    lib.au_prepare_splice: ("opcode", "fd", "offset", "source", "source_offset", "length"),
-    lib.au_prepare_slot: ("opcode", "fd", "offset", "length", "flags", "slot"),
-    lib.au_prepare_path: ("opcode", "fd", "path", "second", "third", "length", "flags", "slot"),
-    lib.au_prepare_array: ("opcode", "array", "count", "slot", "flags"),
-}
 
 
 class Driver(Turns):
@@ -94,6 +73,8 @@ class Driver(Turns):
                 code = self._fill_again(code, user_data, prepare, arguments)
             if request.file is not None:
                 self._queued.append(request)
+                if len(self._queued) >= self._early:
+                    self.submit_queued()
             if not self._scheduled:
                 self._scheduled = True
                 self.loop.call_soon(self._flush)
@@ -161,13 +142,7 @@ class Driver(Turns):
                 self.ask_for_turn()  # nobody's code runs within a verb
             code = prepare(self._raw, user_data, *arguments)
         if code and code != lib.AU_FULL:
-            numbers = dict(zip(_ARGUMENTS[prepare], arguments, strict=False))
-            if prepare in (lib.au_prepare_fixed, lib.au_prepare_send_fixed):
-                numbers["capacity"] = lib.au_buffers_size(numbers["table"], numbers["index"])
-                numbers["index"] &= lib.AU_SLOT_MASK
-            elif prepare in (lib.au_prepare_select, lib.au_prepare_select_message):
-                numbers["index"] = numbers["group"].group_id
-            raise failure(code, "", **numbers)
+            raise refusal(code, prepare, arguments)
         return code
 
     async def _perform_later(self, request: Request, prepare: Callable[..., int], arguments: tuple[Any, ...]) -> int:

@@ -58,6 +58,7 @@ FLOORS = [
         "_turns",
         "_private_receives",
         "_insistence",
+        "_refusals",
         "_messages",
         "_received_message",
         "_multishot",
