@@ -88,6 +88,10 @@ class DirectFile(RawFile):
 
     async def read_at(self, size: int, offset: int) -> bytes:
         """As `RawFile.read_at()`."""
+        if size <= self.largest - offset % self.alignment:
+            data = await self.read_some(size, offset)  # a block has it all, unless the file ends
+            if len(data) == size:
+                return data
         data = new_bytes(size)
         count = await self.read_into(ffi.from_buffer(data), size, offset)
         return data if count == size else data[:count]
