@@ -18,7 +18,7 @@
 #endif
 
 /* What a read costs besides its bytes is counted as so many bytes. */
-enum { READ_COST = 4096 };
+enum { READ_COST = 12 * 1024 };
 
 /* Read `length` bytes at `offset` to `memory`, from `start` on.  Returns how many were there: 0 where the kernel says
  * that the file ends (older kernels said so of what was not there), -EAGAIN where it would wait, and AU_FULL where the
