@@ -26,8 +26,8 @@ _SHIFT = lib.AU_CQE_BUFFER_SHIFT
 _ID_MASK = lib.AU_BUFFER_ID_MASK
 
 
-#: Bytes handed over after which a turn comes in between: what has been answered by then is sent, and its memory is
-#: free for what follows, and warm.  Without it all that came at once was copied to fresh pages.
+#: Bytes handed over, to one or to many, after which a turn comes in between: what has been answered by then is sent, and
+#: its memory is free for what follows, and warm.  Without it all that came at once was copied to fresh pages.
 _AT_ONCE = 64 * 1024
 
 
@@ -110,9 +110,9 @@ class Taker:
         self.take_soon()
 
     def take(self) -> None:
-        """Hand over what there is, until there is no more, or no more is wanted."""
+        """Hand over what there is, until there is no more, or no more is wanted, or a turn is due first."""
         receiving = self._receiving
-        arrivals = receiving._arrivals
+        arrivals, takers = receiving._arrivals, receiving._driver.takers
         while arrivals or self._held or receiving._early:
             if self.paused or self.stopped:
                 self._hold()
@@ -127,6 +127,9 @@ class Taker:
                 raise
             except BaseException as error:
                 self.failed(error)
+            if takers.taken > _AT_ONCE and receiving.taker is not None:
+                takers.append(receiving.taker)  # for the rest, or for the end
+                return
         if self.paused or self.stopped:
             return
         if receiving.resting:

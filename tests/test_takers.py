@@ -239,3 +239,36 @@ async def test_what_is_large_is_answered_at_once(ring: AsyncRing, pairs: list[tu
     for connection in connections:
         connection.abort()
         await connection.aclose()
+
+
+async def test_what_is_large_on_one_connection_is_answered_at_once(
+    ring: AsyncRing, pairs: list[tuple[socket.socket, ...]]
+) -> None:
+    """The same where one connection brought all of it; its end comes after all, once."""
+    size, count = 70_000, 6
+    group = ring.register_buffer_ring(count=8, size=size)
+    ours, peer = pairs[0]
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * size * count)
+    connection = Connection(ring, ours, group, max_pending=count)
+    said: list[int | str] = []
+
+    def echo(data: bytes) -> None:
+        said.append(ring.statistics().submitted)
+        connection.write(data[:100])
+
+    for number in range(count):
+        peer.send(bytes(size))
+        while connection.statistics().pending <= number:
+            await ring.nop()
+    peer.shutdown(socket.SHUT_WR)
+    await ring.nop()
+    queued = connection.statistics().pending
+    taker_of(connection, echo, lambda failure: said.append(repr(failure)))
+    while "None" not in said:
+        await asyncio.sleep(0)
+    *submitted, end = said
+    assert end == "None"
+    assert len(submitted) >= queued
+    assert int(submitted[-1]) - int(submitted[0]) >= queued - 1
+    connection.abort()
+    await connection.aclose()
