@@ -26,7 +26,7 @@ _SHIFT = lib.AU_CQE_BUFFER_SHIFT
 _ID_MASK = lib.AU_BUFFER_ID_MASK
 
 
-#: Bytes handed over, to one or to many, after which a turn comes in between: what has been answered by then is sent, and
+#: Bytes handed over, to one or many, after which a turn comes in between: what has been answered by then is sent, and
 #: its memory is free for what follows, and warm.  Without it all that came at once was copied to fresh pages.
 _AT_ONCE = 64 * 1024
 

@@ -13,8 +13,13 @@ import aiouring
 from aiouring import Connection, _sending
 from aiouring._driver import GRAVEYARD
 from aiouring._sending import Sending
+from aiouring._uring import lib
 
 Pair = tuple[socket.socket, socket.socket]
+
+COPIED = lib.AU_COPY_MAX
+#: Bytes that are kept and not copied.
+LARGE = COPIED + 1
 
 
 async def receive_all(sock: socket.socket, size: int) -> bytes:
@@ -75,7 +80,7 @@ async def test_written_memory_is_free_when_it_is_sent(ring: aiouring.AsyncRing, 
     """A large part is let go of as soon as the kernel has it all."""
     group = ring.register_buffer_ring(count=4, size=64)
     async with Connection(ring, pair[0], group) as connection:
-        part = b"x" * 10_000
+        part = b"x" * LARGE
         before = sys.getrefcount(part)
         connection.write(part)
         assert sys.getrefcount(part) == before + 1
@@ -84,12 +89,12 @@ async def test_written_memory_is_free_when_it_is_sent(ring: aiouring.AsyncRing, 
 
 
 async def test_a_few_bytes_are_copied(ring: aiouring.AsyncRing, pair: Pair) -> None:
-    """Up to 4096 bytes are not kept; copies, kept memory and buffers arrive in the order in which they were written."""
+    """Up to COPIED bytes are not kept; copies, kept memory and buffers arrive in the order of writing."""
     pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     group = ring.register_buffer_ring(count=4, size=64)
     async with Connection(ring, pair[0], group) as connection:
         pair[1].send(b"a chunk")
-        parts = [bytes([number]) * size for number, size in enumerate((1, 4096, 4097, 10_000, 4096, 50_000, 7))]
+        parts = [bytes([number]) * size for number, size in enumerate((1, COPIED, LARGE, 2 * LARGE, COPIED, 50_000, 7))]
         before = list(map(sys.getrefcount, parts))
         for number in range(len(parts)):
             connection.write(parts[number])
@@ -105,7 +110,7 @@ async def test_copies_of_an_aborted_connection(ring: aiouring.AsyncRing, pair: P
     group = ring.register_buffer_ring(count=4, size=64)
     connection = Connection(ring, pair[0], group)
     for _ in range(10):
-        connection.write(b"x" * 4096)
+        connection.write(b"x" * COPIED)
     connection.abort()
     await connection.aclose()
     assert pair[1].recv(1) == b""
@@ -330,8 +335,8 @@ async def test_what_was_kept_and_never_written(
         with monkeypatch.context() as patch:
             patch.setattr(_sending, "_add_memory", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                connection.write(b"never" * 1000)
+                connection.write(b"n" * LARGE)
         for letter in b"abc":
-            await connection.send(bytes([letter]) * 5000)
+            await connection.send(bytes([letter]) * LARGE)
             assert connection._sending._kept is None  # type: ignore[union-attr]
-            assert right.recv(9999) == bytes([letter]) * 5000
+            assert right.recv(2 * LARGE, socket.MSG_WAITALL) == bytes([letter]) * LARGE

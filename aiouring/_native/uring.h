@@ -66,7 +66,7 @@ enum {
     AU_ROUNDS_MAX = 4,     /* times one turn looks again */
     AU_VECTOR_MAX = 16,    /* parts that one request of a sender sends */
     AU_HIGH_WATER = 64 * 1024, /* bytes pending above which a sender is crowded, unless it is told otherwise */
-    AU_COPY_MAX = 4096,    /* bytes of the caller's that a sender copies rather than have them kept */
+    AU_COPY_MAX = 16384,   /* bytes of the caller's that a sender copies rather than have them kept */
     AU_SLOT_BITS = 16,     /* of a registered buffer's key that are its index, see buffers.c */
     AU_SLOT_MASK = (1 << AU_SLOT_BITS) - 1,
     AU_MAP_HUGETLB = MAP_HUGETLB,
