@@ -96,13 +96,13 @@ class BinaryFile(BinaryReading):
             ValueError: a negative size or offset.
             io.UnsupportedOperation: the file cannot seek, or not be read.
         """
+        raw = self._raw
         if self._closed or not self._readable:
             self._check("read")
-        if size < 0 or offset < 0 or not self._raw.seekable:
+        if size < 0 or offset < 0 or not raw.seekable:
             self._check_place(size, offset)
-        if self._behind.dirty:
+        if self._writable and self._behind.dirty:
             await self._behind.flush()
-        raw = self._raw
         return raw.read_at_once(size, offset) or await raw.read_at(size, offset)
 
     def _check_place(self, size: int, offset: int) -> None:
