@@ -73,8 +73,6 @@ class Driver(Turns):
                 code = self._fill_again(code, user_data, prepare, arguments)
             if request.file is not None:
                 self._queued.append(request)
-                if len(self._queued) >= self._early:
-                    self.submit_queued()
             if not self._scheduled:
                 self._scheduled = True
                 self.loop.call_soon(self._flush)
@@ -84,6 +82,8 @@ class Driver(Turns):
         if code:
             return await self._perform_later(request, prepare, arguments)
         try:
+            if request.file is not None and len(self._queued) >= self._early:
+                self.submit_queued()
             result: int = await waiter
         except asyncio.CancelledError as error:
             await self._withdraw(request)

@@ -140,3 +140,46 @@ async def test_c8_interrupted_while_handing_over(ring: aiouring.AsyncRing, monke
         assert await asyncio.gather(*tasks) == [1] * (EARLY - 1)
         await settle(ring)
         assert ring.statistics().in_flight == 0
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["answered", "waiting"])
+async def test_c8_interrupted_after_handing_over(
+    ring: aiouring.AsyncRing, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """At the end of that turn, in which other entries were filled as well: the request has its memory, the byte comes.
+
+    Answered in that turn, what it brought is the next read's; waiting, it is cancelled, and has its memory until then.
+    """
+    with ExitStack() as stack:
+        await wait_on(ring, stack, EARLY)
+        readers, writers = pipes(stack, EARLY)
+        driver = ring._bound()
+        if there:
+            os.write(writers[-1], b"x")
+        hand_over = driver.submit_queued
+
+        def interrupted() -> None:
+            hand_over()
+            driver._cancel_number(1 << 40)  # which nobody has; so what is filled last is not the read
+            raise KeyboardInterrupt
+
+        async def last() -> int:
+            monkeypatch.setattr(driver, "submit_queued", interrupted)
+            try:
+                await ring.read(readers[-1], bytearray(8))
+            except KeyboardInterrupt:
+                return ring.statistics().in_flight
+            finally:
+                monkeypatch.undo()
+            return -1
+
+        tasks = [asyncio.create_task(ring.read(reader, bytearray(8))) for reader in readers[:-1]]
+        ending = asyncio.create_task(last())
+        assert await ending == EARLY - there
+        await settle(ring)
+        for writer in writers[: EARLY - there]:
+            os.write(writer, b"x")
+        assert await asyncio.gather(*tasks) == [1] * (EARLY - 1)
+        async with asyncio.timeout(2):
+            assert await ring.read(readers[-1], bytearray(8)) == 1
+        assert ring.statistics().in_flight == ring.statistics().strays == 0
