@@ -82,7 +82,7 @@ class Driver(Turns):
         if code:
             return await self._perform_later(request, prepare, arguments)
         try:
-            if request.file is not None and len(self._queued) >= self._early:
+            if request.file is not None and len(self._queued) >= self._early and not self._undelivered:
                 self.submit_queued()
             result: int = await waiter
         except asyncio.CancelledError as error:
@@ -136,7 +136,7 @@ class Driver(Turns):
             request.user_data = user_data = user_data | request.group.tag
             self.inflight[user_data] = request
             code = prepare(self._raw, user_data, *arguments)
-        if code == lib.AU_FULL:
+        if code == lib.AU_FULL and not self._undelivered:  # a turn within another's delivery would deliver twice
             self._turn(0)
             if self.takers:
                 self.ask_for_turn()  # nobody's code runs within a verb

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -183,3 +184,45 @@ async def test_c8_interrupted_after_handing_over(
         async with asyncio.timeout(2):
             assert await ring.read(readers[-1], bytearray(8)) == 1
         assert ring.statistics().in_flight == ring.statistics().strays == 0
+
+
+async def test_c14_a_verb_begun_within_a_delivery(
+    ring: aiouring.AsyncRing, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by the `finally` of a coroutine that the garbage collector ends there: it waits for the next turn, and what is
+    being delivered comes once.
+    """
+    driver, begun = ring._bound(), list[Any]()
+    group = ring.register_buffer_ring(count=8, size=4)
+
+    class Collecting(asyncio.Future[int]):
+        def set_result(self, result: int) -> None:
+            super().set_result(result)
+            if not begun:
+                begun.append(ring.read(late, bytearray(8)))
+                begun[0].send(None)
+
+    with ExitStack() as stack:
+        await wait_on(ring, stack, EARLY)
+        readers, writers = pipes(stack, EARLY + 1)
+        late = readers.pop()
+        async with ring.recv_multishot(pair[0], group) as stream:
+            await settle(ring)
+            await wait_on(ring, stack, EARLY)
+            monkeypatch.setattr(driver, "new_future", lambda: Collecting(loop=driver.loop))
+            tasks = [asyncio.create_task(ring.read(reader, bytearray(8))) for reader in readers]
+            for writer in writers[:-1]:
+                os.write(writer, b"x")
+            pair[1].send(b"one two three")
+            await asyncio.sleep(0)
+            monkeypatch.undo()
+            await asyncio.wait(tasks)
+            assert begun
+            begun[0].close()
+            await settle(ring)
+            found = b""
+            while len(found) < 13:
+                with await anext(stream) as chunk:
+                    found += bytes(chunk.view)
+        assert found == b"one two three"
+        assert ring.statistics().strays == 0
