@@ -263,12 +263,13 @@ class RawFile(CachedReads, InThreads):
         except OSError as error:
             self.named(error)
             raise
+        fd = self.fileno()  # raises where it was closed meanwhile: the number may be another file's
         self.kind = stat.S_IFMT(found.st_mode)
         if self._background is None and waits_within_submission(found.st_dev):
             self.how = lib.AU_SQE_ASYNC
         self.size = found.st_size if self.regular else 0
         # Around the page cache, the same system call would wait for the disk.
-        self.cached = self.regular and not self.how and not fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_DIRECT
+        self.cached = self.regular and not self.how and not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT
         return found
 
     async def seek(self, offset: int, whence: int) -> int:

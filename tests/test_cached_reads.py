@@ -13,6 +13,7 @@ import pytest
 
 import aiouring
 from aiouring import _cached_reads
+from aiouring._open import open_raw
 from aiouring._raw_file import PIECE, RawFile
 from aiouring._uring import ffi, lib
 
@@ -200,3 +201,28 @@ async def test_bounds(ring: aiouring.AsyncRing, path: Path) -> None:
     assert bytes(ffi.buffer(memory, 10)) == bytes(3) + CONTENT[:5] + bytes(2)
     thread = asyncio.to_thread(lib.au_read_cached, driver.ring.raw, 0, memory, 10, 0, 5, 0, 0)
     assert await thread == lib.AU_WRONG_THREAD
+
+
+async def test_h1_closed_while_it_is_looked_at(
+    ring: aiouring.AsyncRing, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What asked how long the file is hears that it was closed; nothing is read of who has the number by then."""
+    raw = await open_raw(path, os.O_RDONLY, ring)
+    fd, statx, closing = raw.fd, ring.statx, list[asyncio.Task[None]]()
+
+    async def closed_meanwhile(*arguments: Any) -> Any:
+        found = await statx(*arguments)
+        closing.append(asyncio.create_task(raw.aclose()))
+        while not raw.closed:
+            await asyncio.sleep(0)
+        return found
+
+    monkeypatch.setattr(ring, "statx", closed_meanwhile)
+    (tmp_path / "another").write_bytes(b"another's")
+    with pytest.raises(ValueError, match="closed file"):
+        await raw.look()
+    await closing[0]
+    with (tmp_path / "another").open("rb") as another:
+        assert another.fileno() == fd
+        with pytest.raises(ValueError, match="closed file"):
+            await raw.read_at(9, 0)
