@@ -56,8 +56,9 @@ class ThreadDescriptor:
                 self._close_if_unused()
 
     def _close_if_unused(self) -> None:
-        if self._closed and not self._users:
-            os.close(self._fd)
+        if self._closed and not self._users and self._fd >= 0:
+            fd, self._fd = self._fd, -1  # first: the number is another file's the moment it is closed
+            os.close(fd)
 
 
 class InThreads:

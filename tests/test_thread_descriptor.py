@@ -49,3 +49,14 @@ async def test_a_thread_that_nobody_waits_for() -> None:
         await asyncio.sleep(0.001)
     assert seen == [inode]
     await asyncio.get_running_loop().shutdown_default_executor()
+
+
+async def test_h1_closed_twice() -> None:
+    """An interrupt may have the second call made: the number is another file's by then."""
+    fd = os.memfd_create("test")
+    descriptor = ThreadDescriptor(fd)
+    descriptor.close()
+    another = os.memfd_create("another")
+    assert another == fd
+    descriptor.close()
+    os.close(another)
