@@ -136,7 +136,7 @@ class BinaryFile(BinaryReading):
             OSError: something could not be written, of this or of what was written before; see the class.
             io.UnsupportedOperation: the file is not open for writing.
         """
-        behind, elsewhere = self._behind, get_ident() != self._thread
+        behind, elsewhere = self._behind, get_ident() != self._thread or not self._raw.loop.is_running()
         if self._order.users or not behind.ready or not self._buffered or self._readable or self._closed or elsewhere:
             return await self._write_slowly(data)
         count = behind.accept(data, self._position)

@@ -6,8 +6,12 @@ import os
 from collections.abc import Callable, Iterable
 from threading import get_ident
 from typing import Any, Generic, NoReturn, Self, TypeVar
+from weakref import WeakSet
 
 S = TypeVar("S", bytes, str)
+
+#: Those that a fork's child takes over, and may not use.
+_made: "WeakSet[FileObject[Any]]" = WeakSet()
 
 
 class InOrder:
@@ -43,8 +47,11 @@ class FileObject(Generic[S]):
 
     def __init__(self, mode: str, check_here: Callable[[], None]) -> None:
         self._mode = mode
-        self._thread = get_ident()  # what needs no request looks at this alone, which is the fastest
+        self._thread = (
+            get_ident()
+        )  # what needs no request looks at this alone, which is the fastest; 0 in a fork's child
         self._order = InOrder(check_here)
+        _made.add(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} name={self.name!r} mode={self._mode!r}{' closed' if self.closed else ''}>"
@@ -135,3 +142,11 @@ class FileObject(Generic[S]):
     async def aclose(self) -> None:
         """As `close()`."""
         await self.close()
+
+
+def _forked() -> None:
+    for file in _made:
+        file._thread = 0
+
+
+os.register_at_fork(after_in_child=_forked)

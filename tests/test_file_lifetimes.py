@@ -286,8 +286,33 @@ def test_c1_another_loop(factory: Callable[[], asyncio.AbstractEventLoop], path:
     assert path.read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("factory", LOOPS, ids=["asyncio", "uvloop"])
+def test_c1_another_loop_that_writes(factory: Callable[[], asyncio.AbstractEventLoop], path: Path) -> None:
+    """It is refused before anything is taken over; what was taken over in the file's own loop is written in the end."""
+
+    async def use(file: aiouring.BinaryFile) -> None:
+        for size in (10, 1 << 20):
+            with pytest.raises(aiouring.RingClosedError):
+                await file.write(bytes(size))
+
+    async def main() -> aiouring.BinaryFile:
+        file = await aiouring.open(path, "wb")
+        await file.write(b"taken over")
+        return file
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        file = runner.run(main())
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(use(file))
+    with pytest.warns(ResourceWarning, match="never closed"):
+        del file
+        gc.collect()
+    assert path.read_bytes() == b"taken over"
+
+
+@pytest.mark.parametrize("mode", ["w+b", "wb"])
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_c4_c5_fork(loop: str, tmp_path: Path) -> None:
+def test_c4_c5_fork(loop: str, mode: str, tmp_path: Path) -> None:
     """A forked child is refused everything, writes nothing that is its parent's, and disturbs it in nothing."""
     done = run_python(
         """
@@ -296,12 +321,15 @@ def test_c4_c5_fork(loop: str, tmp_path: Path) -> None:
         from test_file_lifetimes import refused
 
         async def main():
-            async with aiouring.open(sys.argv[1], "w+b") as file:
+            async with aiouring.open(sys.argv[1], sys.argv[3]) as file:
                 await file.write(b"parent's, ")
+                if "+" in sys.argv[3]:
+                    await file.seek(0)
+                    assert await file.read(3) == b"par"  # and more is here now
                 pid = os.fork()
                 if pid == 0:
                     events._set_running_loop(None)
-                    wrong = asyncio.new_event_loop().run_until_complete(refused(file, False))
+                    wrong = asyncio.new_event_loop().run_until_complete(refused(file, sys.argv[3] == "wb"))
                     warnings.simplefilter("ignore")
                     del file
                     gc.collect()
@@ -312,6 +340,7 @@ def test_c4_c5_fork(loop: str, tmp_path: Path) -> None:
                         break
                     await asyncio.sleep(0.001)
                 assert os.waitstatus_to_exitcode(status) == 0, status
+                await file.seek(10)
                 await file.write(b"and only its")
             with open(sys.argv[1], "rb") as found:
                 assert found.read() == b"parent's, and only its"
@@ -320,6 +349,7 @@ def test_c4_c5_fork(loop: str, tmp_path: Path) -> None:
         """.replace("\n        ", "\n"),
         str(tmp_path / "file"),
         loop,
+        mode,
     )
     assert done.returncode == 0, done.stderr
 
