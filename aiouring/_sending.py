@@ -281,3 +281,6 @@ class Sending:
             return
         self._driver.senders.pop(self.raw.number, None)
         lib.au_sender_close(self.raw)
+        for _, memory in self._kept or ():  # what an interrupt kept from being written
+            if isinstance(memory, Lease):
+                memory.give_back()

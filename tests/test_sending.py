@@ -340,3 +340,24 @@ async def test_what_was_kept_and_never_written(
             await connection.send(bytes([letter]) * LARGE)
             assert connection._sending._kept is None  # type: ignore[union-attr]
             assert right.recv(2 * LARGE, socket.MSG_WAITALL) == bytes([letter]) * LARGE
+
+
+async def test_c8_interrupted_before_the_last_write(
+    ring: aiouring.AsyncRing, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A buffer that was handed over, and not written any more, is given back when the connection is closed."""
+
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    group = ring.register_buffer_ring(count=4, size=64)
+    buffers = ring.register_buffers(count=1, size=5000)
+    lease = buffers.try_acquire()
+    assert lease is not None
+    connection = Connection(ring, pair[0], group)
+    monkeypatch.setattr(_sending, "_add_memory", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        connection.write(lease)
+    monkeypatch.undo()
+    await connection.aclose()
+    assert buffers.statistics().in_use == 0
