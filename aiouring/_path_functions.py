@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from aiouring._stat import StatxResult
     from aiouring._verbs import Bytes, File
 
+_ACCESS_LIST = "system.posix_acl_access"
+
 
 # ---- whole files -----------------------------------------------------------------------------------
 
@@ -51,10 +53,10 @@ async def write_bytes(path: "StrPath", data: "Bytes", *, atomic: bool = False, r
         data: any C-contiguous buffer.
         atomic: whatever happens, power cuts included, the file has all of its old contents or all of the new: these
             are written to a temporary file beside it, which is flushed to its device and takes the file's place; then
-            the directory is flushed.  Permissions, owner and group stay; where the process may not give files away, the
-            new one is its own, without set-user-ID and set-group-ID, and where it may not set the group, that may do no
-            more than others.  Access control lists and extended attributes do not stay, and other names (hard links)
-            keep the old contents.  A symbolic link is followed, in a thread.
+            the directory is flushed.  Permissions, access control list, owner and group stay; where the process may not
+            give files away, the new one is its own, without set-user-ID and set-group-ID, and where it may not set the
+            group, that may do no more than others.  Extended attributes do not stay, and other names (hard links) keep
+            the old contents.  A symbolic link is followed, in a thread.
         ring: whose requests do it.
 
     Raises:
@@ -101,7 +103,7 @@ async def _write_atomically(path: "StrPath", data: "Bytes", ring: "AsyncRing") -
             count = await raw.write_at(data, 0)
             if before is not None:
                 with ThreadDescriptor(os.dup(raw.fileno())) as descriptor:
-                    await descriptor.run(_take_after, before)
+                    await descriptor.run(_take_after, before, place)
             await raw.sync(data_only=False)
         finally:
             await raw.aclose()
@@ -116,20 +118,43 @@ async def _write_atomically(path: "StrPath", data: "Bytes", ring: "AsyncRing") -
     return count
 
 
-def _take_after(fd: int, before: "StatxResult") -> None:
-    """Give a new file the owner, group and permissions of the one whose place it takes, as far as that is allowed."""
+def _take_after(fd: int, before: "StatxResult", place: pathlib.Path) -> None:
+    """Give a new file the owner, group and permissions of the one whose place it takes, as far as that is allowed.
+
+    Where there is an access control list, what the mode says of the group is the most that anybody named in the list
+    may do; the group itself may do less.
+    """
     mode, now = status.S_IMODE(before.st_mode), os.fstat(fd)
+    of_group = True  # what the mode says of the group is right for the new file
     if now.st_gid != before.st_gid:
         try:
             os.fchown(fd, -1, before.st_gid)
         except OSError:  # it may not be, or the file system has no groups
-            mode &= ~(status.S_ISGID | 0o070) | (mode & 0o007) << 3
+            mode &= ~status.S_ISGID
+            of_group = False
     if now.st_uid != before.st_uid:
         try:
             os.fchown(fd, before.st_uid, -1)
         except OSError:
             mode &= ~(status.S_ISUID | status.S_ISGID)
+    if not (of_group and _take_list_after(fd, place)):
+        mode &= ~0o070 | (mode & 0o007) << 3
     os.fchmod(fd, mode)  # last: a change of owner takes set-user-ID away
+
+
+def _take_list_after(fd: int, place: pathlib.Path) -> bool:
+    """Give a file the access control list of another, or none; returns whether that was allowed."""
+    try:
+        access = os.getxattr(place, _ACCESS_LIST)
+    except OSError:  # it has none, or its file system knows of none
+        with contextlib.suppress(OSError):
+            os.removexattr(fd, _ACCESS_LIST)  # which the directory gave it
+        return True
+    try:
+        os.setxattr(fd, _ACCESS_LIST, access)
+    except OSError:
+        return False
+    return True
 
 
 async def sync_directory(path: "StrPath", *, ring: "AsyncRing | None" = None) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,60 @@ async def test_an_atomic_write_gives_nobody_more_rights(
         found = path.stat()
         assert (found.st_uid, found.st_gid) == (0, 23456 if groups else 0)
         assert found.st_mode & 0o7777 == expected
+
+
+#: An access control list: the owner and user 12345 may read and write, the group nothing, others read.
+LISTED = struct.pack("<I", 2) + b"".join(
+    struct.pack("<HHi", *entry) for entry in [(1, 6, -1), (2, 6, 12345), (4, 0, -1), (16, 6, -1), (32, 4, -1)]
+)
+
+
+def have_list(path: Path, kind: str) -> None:
+    """Give a file or a directory that list."""
+    try:
+        os.setxattr(path, f"system.posix_acl_{kind}", LISTED)
+    except OSError as error:
+        pytest.skip(f"this file system has no access control lists: {error}")
+
+
+async def test_an_atomic_write_keeps_an_access_control_list(names: aiouring.AsyncRing, tmp_path: Path) -> None:
+    """What the mode says of the group is then what those named in the list may do; the group has what it had."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    have_list(path, "access")
+    assert path.stat().st_mode & 0o777 == 0o664
+    await aiouring.write_bytes(path, b"new", atomic=True, ring=names)
+    assert path.stat().st_mode & 0o777 == 0o664
+    assert os.getxattr(path, "system.posix_acl_access") == LISTED
+
+
+async def test_an_atomic_write_makes_no_access_control_list(names: aiouring.AsyncRing, tmp_path: Path) -> None:
+    """The directory's, for what is made in it, gives nobody rights to a file that had none of it."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    path.chmod(0o660)
+    have_list(tmp_path, "default")
+    await aiouring.write_bytes(path, b"new", atomic=True, ring=names)
+    assert path.stat().st_mode & 0o777 == 0o660
+    assert "system.posix_acl_access" not in os.listxattr(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a file away needs root")
+async def test_an_atomic_write_that_keeps_list_but_not_group(
+    names: aiouring.AsyncRing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new group, and whoever is named, may do no more than others."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    os.chown(path, 0, 23456)
+    have_list(path, "access")
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "not allowed")
+
+    monkeypatch.setattr(os, "fchown", refused)
+    await aiouring.write_bytes(path, b"new", atomic=True, ring=names)
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 async def test_an_atomic_write_that_fails(names: aiouring.AsyncRing, tmp_path: Path) -> None:
