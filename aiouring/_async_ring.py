@@ -221,7 +221,7 @@ class AsyncRing(
                 f"a connection takes over a socket.socket, not {type(sock).__name__}: for a descriptor make one with "
                 "socket.socket(fileno=...), and get that of a direct one with fixed_fd_install()"
             )
-        if self._key_of(sock.fileno()) in self._receiving:
+        if self._is_received_from(sock.fileno()):
             raise ResourceBusyError(f"a task is receiving from {sock!r}")
         driver = self._driver or self._bound()
         driver.check()

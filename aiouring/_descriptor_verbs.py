@@ -16,7 +16,7 @@ from aiouring._request import Request, Write
 from aiouring._standing import Standing
 from aiouring._standing_streams import PollStream
 from aiouring._uring import lib
-from aiouring._verbs import File, Verbs, file_offset, resolve
+from aiouring._verbs import File, Verbs, file_offset, forget, resolve
 
 
 class Splice(Write):
@@ -106,10 +106,10 @@ class DescriptorVerbs(Verbs):
             )
         driver = self._driver or self._bound()
         driver.check()
-        key = self._key_for_stream(fd, number, file)
+        self._check_for_stream(fd, number, file)
         reading = Reading(driver, number, file, how, group, group.most_pending(max_pending), keeps_boundaries=False)
-        self._receiving[key] = reading
-        return ReceiveStream(reading, reading.__anext__, partial(self._receiving.pop, key, None))
+        self._receiving[number] = reading
+        return ReceiveStream(reading, reading.__anext__, partial(forget, self._receiving, number, reading))
 
     async def splice(
         self,

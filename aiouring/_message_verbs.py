@@ -16,7 +16,7 @@ from aiouring._receiving_messages import ReceivingMessages, check_whole, room_fo
 from aiouring._request import Kept
 from aiouring._socket_verbs import SocketVerbs
 from aiouring._uring import ffi, lib
-from aiouring._verbs import Bytes, File, kind_of, packed_address, perform_provided, resolve
+from aiouring._verbs import Bytes, File, forget, kind_of, packed_address, perform_provided, resolve
 
 _SEND_FLAGS = int(
     socket.MSG_OOB
@@ -125,10 +125,9 @@ class MessageVerbs(SocketVerbs):
         message, held = new_message(buffers, writable=True)
         request = ReceiveMessage(number, file, message, held, ancillary_size, flags)
         driver = self._driver or self._bound()
-        key = number
-        if key in self._receiving:
-            key = await self._after_stream(sock, number)
-        self._receiving[key] = file
+        if number in self._receiving:
+            await self._after_stream(sock, number)
+        self._receiving[number] = file
         try:
             if driver.leftovers.kept:
                 peek = bool(flags & socket.MSG_PEEK)
@@ -142,7 +141,8 @@ class MessageVerbs(SocketVerbs):
             beside = request.received()
             request.let_go()
         finally:
-            del self._receiving[key]
+            if self._receiving.get(number) is file:
+                del self._receiving[number]
         beside.descriptors = ()  # the caller's
         return count, list(beside.ancillary), beside.flags, unpack_address(beside.name)
 
@@ -158,10 +158,9 @@ class MessageVerbs(SocketVerbs):
             flags |= socket.MSG_TRUNC  # say the whole size; of a stream that would throw bytes away
         request = ProvidedMessage(number, file, group, ancillary_size, flags)
         driver = self._driver or self._bound()
-        key = number
-        if key in self._receiving:
-            key = await self._after_stream(sock, number)
-        self._receiving[key] = file
+        if number in self._receiving:
+            await self._after_stream(sock, number)
+        self._receiving[number] = file
         try:
             if driver.leftovers.kept and (data := driver.leftovers.take_message(number, group.size)) is not None:
                 return message_of(data)
@@ -170,7 +169,8 @@ class MessageVerbs(SocketVerbs):
             message = request.message()
             request.let_go()  # an empty message may have taken a buffer
         finally:
-            del self._receiving[key]
+            if self._receiving.get(number) is file:
+                del self._receiving[number]
         return message
 
     def recvmsg_multishot(
@@ -205,13 +205,13 @@ class MessageVerbs(SocketVerbs):
         """
         require("multishot receive")
         number, file, how = resolve(sock)
-        driver, key = self._before_stream(sock, number, file, group)
+        driver = self._before_stream(sock, number, file, group)
         family, kind, _ = kind_of(sock, number)
         room = room_for(group, family, name_size, ancillary_size)
         high = group.most_pending(max_pending)
         receiving = ReceivingMessages(driver, number, file, how, group, high, kind=kind, room=room)
-        self._receiving[key] = receiving
-        return MessageStream(receiving, receiving.__anext__, partial(self._receiving.pop, key, None))
+        self._receiving[number] = receiving
+        return MessageStream(receiving, receiving.__anext__, partial(forget, self._receiving, number, receiving))
 
     @overload
     async def recvfrom(self, sock: File, size: int) -> tuple[bytes, Any]: ...

@@ -337,6 +337,7 @@ class Receiving(Shorthanded):
         if self._retired is not None:
             self.let_go()
             self._retired()
+            self._retired = None  # it refers to this; last: an interrupted step is taken again
 
     def _over_for_the_kernel(self) -> None:
         self.ended = True

@@ -16,7 +16,7 @@ from aiouring._receive_stream import ReceiveStream
 from aiouring._request import Accept, ProvidedReceive, Receive, Request, Write
 from aiouring._standing_streams import connection_of
 from aiouring._uring import ffi, lib
-from aiouring._verbs import Bytes, File, Verbs, fill, kind_of, line_up, memory_of, packed_address, resolve
+from aiouring._verbs import Bytes, File, Verbs, fill, forget, kind_of, line_up, memory_of, packed_address, resolve
 
 # Looked up once: these are on every message's way, and an `|` of the socket module's enums takes a microsecond.
 _prepare_select = lib.au_prepare_select
@@ -89,10 +89,9 @@ class SocketVerbs(Verbs):
         if not isinstance(group, BufferRing):
             raise TypeError(f"a BufferRing from register_buffer_ring() is needed, not {type(group).__name__}")
         driver = self._driver or self._bound()
-        key = number
-        if key in self._receiving:
-            key = await self._after_stream(sock, number)
-        self._receiving[key] = file
+        if number in self._receiving:
+            await self._after_stream(sock, number)
+        self._receiving[number] = file
         try:
             if driver.leftovers.kept and (data := driver.leftovers.take(number, group.size)) is not None:
                 return private_copy(data)
@@ -118,7 +117,8 @@ class SocketVerbs(Verbs):
                 raise RingClosedError(f"buffer ring {group.group_id} was unregistered during a receive") from None
             raise
         finally:
-            del self._receiving[key]
+            if self._receiving.get(number) is file:
+                del self._receiving[number]
         if result:
             return group.take(request.flags, result)
         request.let_go()  # an empty datagram may have taken a buffer
@@ -157,26 +157,27 @@ class SocketVerbs(Verbs):
         """
         require("bundles" if bundle else "multishot receive")
         number, file, how = resolve(sock)
-        driver, key = self._before_stream(sock, number, file, group)
+        driver = self._before_stream(sock, number, file, group)
         high = group.most_pending(max_pending)
         kind = kind_of(sock, number)[1]
         if bundle and kind != socket.SOCK_STREAM:
             raise ValueError("bundles are for stream sockets: they would not say where a message ends")
         boundaries = kind == socket.SOCK_DGRAM
         receiving = Receiving(driver, number, file, how, group, high, keeps_boundaries=boundaries, bundle=bundle)
-        self._receiving[key] = receiving
-        forget = partial(self._receiving.pop, key, None)
+        self._receiving[number] = receiving
+        over = partial(forget, self._receiving, number, receiving)
         if bundle:
-            return ReceiveStream(receiving, receiving.next_bundle, forget)
-        return ReceiveStream(receiving, receiving.__anext__, forget)
+            return ReceiveStream(receiving, receiving.next_bundle, over)
+        return ReceiveStream(receiving, receiving.__anext__, over)
 
-    def _before_stream(self, sock: File, number: int, file: Any, group: BufferRing) -> tuple[Driver, Any]:
-        """The driver, and the stream's key, if a stream of what `sock` receives may begin."""
+    def _before_stream(self, sock: File, number: int, file: Any, group: BufferRing) -> Driver:
+        """The driver, if a stream of what `sock` receives may begin."""
         if not isinstance(group, BufferRing):
             raise TypeError(f"a BufferRing from register_buffer_ring() is needed, not {type(group).__name__}")
         driver = self._driver or self._bound()
         driver.check()
-        return driver, self._key_for_stream(sock, number, file)
+        self._check_for_stream(sock, number, file)
+        return driver
 
     async def recv_into(self, sock: File, buffer: Bytes) -> int:
         """Receive into `buffer`; returns the number of bytes, 0 at the end of the stream.
@@ -186,10 +187,9 @@ class SocketVerbs(Verbs):
         number, file, how = resolve(sock)
         memory, length, lease = memory_of(buffer, writable=True)
         driver = self._driver or self._bound()
-        key = number
-        if key in self._receiving:
-            key = await self._after_stream(sock, number)
-        self._receiving[key] = file
+        if number in self._receiving:
+            await self._after_stream(sock, number)
+        self._receiving[number] = file
         try:
             if driver.leftovers.kept and (data := driver.leftovers.take(number, length)) is not None:
                 return fill(memory, data)
@@ -207,7 +207,8 @@ class SocketVerbs(Verbs):
                 how,
             )
         finally:
-            del self._receiving[key]
+            if self._receiving.get(number) is file:
+                del self._receiving[number]
 
     async def send(self, sock: File, data: Bytes) -> int:
         """Send what the socket takes of `data`, a buffer or a lent one; returns the number of bytes.

@@ -34,42 +34,33 @@ class Verbs:
     """The base of the classes that verbs are in; `AsyncRing` is all of them together."""
 
     _driver: Driver | None
-    _receiving: "dict[Any, Any]"  # by descriptor: a stream's `Receiving`, or a verb's file, None if that has a number
+    #: Who receives from what has a descriptor's number: a stream's `Receiving`, or a verb's file, None if that has but
+    #: the number.  Who goes on after the number became another file's is noted no more, once that one is received from.
+    _receiving: "dict[Any, Any]"
 
     def _bound(self) -> Driver:
         """The driver; the first use binds the ring to the running loop and its thread."""
         raise NotImplementedError
 
-    async def _after_stream(self, sock: "File", number: int) -> Any:
-        """Wait for the end of a stream on `sock` that is being closed; any other receive has the socket.
-
-        Returns the key to be noted under, see `_key_of()`.
-        """
-        while (key := self._key_of(number)) in self._receiving:
-            receiving = self._receiving[key]
+    async def _after_stream(self, sock: "File", number: int) -> None:
+        """Wait for the end of a stream on `sock` that is being closed; any other receive has the socket."""
+        while self._is_received_from(number):
+            receiving = self._receiving[number]
             end = receiving.end() if isinstance(receiving, Receiving) and receiving.closing else None
             if end is None:
                 raise busy(sock)
             await end
-        return key
 
-    def _key_of(self, number: int) -> Any:
-        """What a receive from a descriptor is noted under: its number, so that a socket is found by that as well.
+    def _is_received_from(self, number: int) -> bool:
+        """Whether who is noted under a descriptor's number receives from the file that has it now."""
+        return number in self._receiving and _has(self._receiving[number], number)
 
-        It is the file's identity where the number was another's who is still noted under it, and was closed since.
-        """
-        if number in self._receiving and not _has(self._receiving[number], number):
-            return identify(number)
-        return number
-
-    def _key_for_stream(self, sock: "File", number: int, file: Any) -> Any:
-        """The key of a receive that stays armed; raises where the socket is somebody else's."""
+    def _check_for_stream(self, sock: "File", number: int, file: Any) -> None:
+        """Raise where a receive is to stay armed on a socket that is somebody else's."""
         if isinstance(file, socket.socket):
             check_free(number, file)  # it may have been given away since it was looked at
-        key = self._key_of(number)
-        if key in self._receiving:
+        if self._is_received_from(number):
             raise busy(sock)
-        return key
 
 
 def _has(receiving: Any, number: int) -> bool:
@@ -84,6 +75,12 @@ def _has(receiving: Any, number: int) -> bool:
         return receiving is None or bool(receiving.fileno() == number)
     except (OSError, ValueError):
         return False  # closed
+
+
+def forget(noted: dict[Any, Any], number: int, receiving: Any) -> None:
+    """Note that a receive is over; who has the number since may be noted under it."""
+    if noted.get(number) is receiving:
+        del noted[number]
 
 
 def busy(file: "File") -> ResourceBusyError:

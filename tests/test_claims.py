@@ -237,3 +237,28 @@ async def test_h1_a_number_that_another_socket_has_by_now(ring: AsyncRing, pair:
         peer.send(b"old")
         assert await gone == 3
         assert not ring._receiving
+
+
+async def test_h11_a_second_receive_where_the_number_was_another_sockets(ring: AsyncRing, pair: Pair) -> None:
+    """It is refused as well, also when the receive that went on after the other socket was closed has ended."""
+    group = ring.register_buffer_ring(count=4, size=256)
+    old, peer = pair
+    gone = asyncio.ensure_future(ring.recv_into(old, bytearray(8)))
+    await settle(ring)
+    number = old.fileno()
+    old.close()
+    new, right = socket.socketpair()
+    assert new.fileno() == number
+    with new, right:
+        receiving = asyncio.ensure_future(ring.recv(new, group))
+        await settle(ring)
+        peer.send(b"old")
+        assert await gone == 3
+        for other in receives(ring, group, new):
+            with pytest.raises(ResourceBusyError, match="another task is already receiving"):
+                async with asyncio.timeout(2):
+                    await use(other)
+        right.send(b"new")
+        with await receiving as chunk:
+            assert bytes(chunk.view) == b"new"
+        assert not ring._receiving
