@@ -21,7 +21,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from aiouring._direct_descriptor import Slot
-from aiouring._errors import note_written
+from aiouring._errors import kernel_error, note_written
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
@@ -371,12 +371,19 @@ def keeps_boundaries(fd: int) -> bool:
         kind = fd.table.socket_of(fd)[1]
     else:
         try:
-            sock = socket.socket(fileno=fd)
+            kind = socket_kind(fd)[1]
         except OSError:
             return False
-        kind = sock.type
-        sock.detach()
     return kind not in (0, socket.SOCK_STREAM)
+
+
+def socket_kind(fd: int) -> tuple[int, int, int]:
+    """Family, type and protocol of a socket; raises `OSError` (ENOTSOCK, EBADF) where the descriptor is none."""
+    kind = ffi.new("int32_t[3]")
+    code = lib.au_socket_kind(fd, kind)
+    if code < 0:
+        raise kernel_error(-code, f"descriptor {fd}")
+    return kind[0], kind[1], kind[2]
 
 
 def identify(fd: int) -> tuple[int, int]:

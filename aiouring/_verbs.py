@@ -1,7 +1,6 @@
 """Owns what all verbs share: how a file, a buffer and an offset are named, and the way to the driver."""
 
 import errno
-import os
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeAlias
@@ -15,7 +14,7 @@ from aiouring._errors import ResourceBusyError, RingClosedError, kernel_error
 from aiouring._lease import Lease
 from aiouring._multishot import Receiving
 from aiouring._received_message import ProvidedMessage
-from aiouring._request import Now, ProvidedReceive, Read, ReadNow, Request, Write, WriteNow, identify
+from aiouring._request import Now, ProvidedReceive, Read, ReadNow, Request, Write, WriteNow, identify, socket_kind
 from aiouring._uring import ffi, lib
 
 
@@ -125,14 +124,7 @@ def kind_of(sock: File, number: int) -> tuple[int, int, int]:
         if not sock.family:
             raise ValueError(f"the address family and type of {sock!r} are not known: it was registered by number")
         return sock.family, sock.type, sock.proto
-    duplicate = os.dup(number)  # or an interrupt might have the object that is asked close the caller's
-    try:
-        asked = socket.socket(fileno=duplicate)
-    except OSError:
-        os.close(duplicate)
-        raise
-    with asked:
-        return asked.family, asked.type, asked.proto
+    return socket_kind(number)
 
 
 async def packed_address(driver: Driver, sock: File, address: Any) -> bytes:

@@ -2,8 +2,10 @@
 
 import os
 import socket
+import sys
+from types import FrameType
 
-from aiouring._request import Leftovers, Request, Write, identify
+from aiouring._request import Leftovers, Request, Write, identify, keeps_boundaries
 
 
 def test_request_representation() -> None:
@@ -82,3 +84,32 @@ def test_identify() -> None:
         s.close()
     for descriptor in (first, second, again):
         os.close(descriptor)
+
+
+def test_c8_h1_interrupted_while_a_socket_is_asked_what_it_is() -> None:
+    """At any line, as in a delivery: nobody's socket is closed by that."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    at = lines = 0
+
+    def trace(_frame: FrameType, event: str, _argument: object) -> object:
+        nonlocal lines
+        if event == "line":
+            lines += 1
+            if lines == at:
+                raise KeyboardInterrupt
+        return trace
+
+    with left, right:
+        identity, whole = identify(left.fileno()), False
+        while not whole:
+            at, lines = at + 1, 0
+            sys.settrace(trace)  # type: ignore[arg-type]
+            try:
+                whole = keeps_boundaries(left.fileno())
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(None)
+            assert identify(left.fileno()) == identity
+        assert at > 3
+        assert not keeps_boundaries(0)

@@ -164,3 +164,16 @@ int au_prepare_send_fixed(au_ring *ring, uint64_t user_data, int opcode, int fd,
         ring->sqes[(ring->filled - 1) & ring->sq_mask].op_flags = op_flags;
     return rc;
 }
+
+/* Family, type and protocol of a socket.  Python can ask by an object only, which closes the descriptor when an
+ * interrupt drops it. */
+int au_socket_kind(int fd, int32_t *kind)
+{
+    static const int options[] = {SO_DOMAIN, SO_TYPE, SO_PROTOCOL};
+    for (int i = 0; i < 3; i++) {
+        socklen_t size = sizeof *kind;
+        if (getsockopt(fd, SOL_SOCKET, options[i], kind + i, &size) < 0)
+            return -errno;
+    }
+    return 0;
+}

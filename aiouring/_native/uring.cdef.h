@@ -138,6 +138,7 @@ int64_t au_slot_serial(au_ring *ring, uint32_t index);
 int64_t au_slot_set(au_ring *ring, uint32_t index, int64_t serial);
 int64_t au_slots_used(au_ring *ring);
 
+int au_socket_kind(int fd, int32_t *kind);
 int64_t au_read_cached(au_ring *ring, int fd, void *memory, int64_t capacity, int64_t start, int64_t length,
                        int64_t offset, int waited);
 
