@@ -409,8 +409,11 @@ async def test_c10_a_pipe_that_nobody_reads(ring: aiouring.AsyncRing) -> None:
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
 async def test_c14_eager_tasks(ring: aiouring.AsyncRing, path: Path) -> None:
     """Tasks that run before they are scheduled read, write and are cancelled as others."""
-    loop = asyncio.get_running_loop()
-    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]
+
+    def eager(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> "asyncio.Task[Any]":
+        return asyncio.Task(work, **{**options, "loop": loop, "eager_start": True})
+
+    asyncio.get_running_loop().set_task_factory(eager)
     async with aiouring.open(path, "r+b", ring=ring) as file:
         reads = [asyncio.create_task(file.read_at(1000, 1000 * at)) for at in range(50)]
         assert b"".join(await asyncio.gather(*reads)) == CONTENT[:50_000]
