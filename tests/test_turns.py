@@ -128,3 +128,26 @@ async def test_few_attributes(ring: aiouring.AsyncRing, pair: tuple[socket.socke
     with pytest.raises(asyncio.CancelledError):
         await task
     assert len(vars(ring._bound())) <= 30
+
+
+async def test_h1_a_file_that_cannot_say_its_number_any_more(
+    ring: aiouring.AsyncRing, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """Its request ends as that of a closed file does; the others of the turn are as ever."""
+
+    class Failing:
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def fileno(self) -> int:
+            self.asked += 1
+            if self.asked > 1:
+                raise OSError("gone")
+            return pair[0].fileno()
+
+    failing = asyncio.create_task(ring.write(Failing(), b"lost"))
+    other = asyncio.create_task(ring.write(pair[0], b"kept"))
+    assert await other == 4
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        await failing
+    assert pair[1].recv(10) == b"kept"
