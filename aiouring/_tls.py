@@ -11,8 +11,11 @@ How this fits together
    It ends one direction only: what we send may go on, and so may what the peer sends after ours.
 """
 
+import errno
 import ssl
 from dataclasses import dataclass
+
+from aiouring._errors import kernel_error
 
 #: The most plaintext that one TLS record holds.
 RECORD = 16 * 1024
@@ -158,11 +161,17 @@ class Engine:
         """Make `data` ciphertext; returns how many bytes of it, a record's at most.
 
         0 where the peer has to be heard of first, which has asked for a new handshake (TLS 1.2 can do that).
+
+        Raises:
+            BrokenPipeError: the peer's stream has ended without a close-notify.
         """
         try:
             return self.object.write(data)
         except ssl.SSLWantReadError:
             return 0
+        except ssl.SSLEOFError:
+            what = "sending to a peer whose stream ended without its close-notify"
+            raise kernel_error(errno.EPIPE, what) from None
 
     def close_notify(self) -> None:
         """Tell the peer that nothing more will come; all that can be decrypted must have been, or it is lost."""

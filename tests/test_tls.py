@@ -177,3 +177,15 @@ def test_what_the_arguments_mean() -> None:
             settings(client_context(), server_hostname=name)
     with pytest.raises(TypeError, match="int"):
         settings(5, host="x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_h3_nothing_is_encrypted_for_a_peer_whose_stream_was_cut(version: ssl.TLSVersion) -> None:
+    """OpenSSL may refuse that once it has read the end: to a sender that is a peer who is gone, as on any socket."""
+    server, client = engines(version)
+    shake(server, client)
+    client.feed_eof()
+    with pytest.raises(ssl.SSLEOFError):
+        client.decrypt()
+    with pytest.raises(BrokenPipeError, match="close-notify"):
+        write(client, b"to nobody")
