@@ -286,12 +286,13 @@ async def test_openssl_s_server(
         async with await open_connection(HOST, port, ring=ring, ssl=client_context()) as connection:
             await connection.send(b"one\n")
             await in_thread(pool, lambda: line_with(b"one"))
+            reading = in_thread(pool, lambda: line_with(b"two\n"))  # or its output would fill up, and it would wait
             process.stdin.write(command)
             process.stdin.flush()
             for number in range(100):
                 await connection.send(b"%d" % number * 1000 + b"\n")
             await connection.send(b"two\n")
-            await in_thread(pool, lambda: line_with(b"two\n"))
+            await reading
             process.stdin.write(b"and back\n")
             process.stdin.flush()
             assert await connection.receive_until(b"\n") == b"and back\n"
