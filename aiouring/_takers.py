@@ -127,8 +127,8 @@ class Taker:
                 raise
             except BaseException as error:
                 self.failed(error)
-            if takers.taken > _AT_ONCE and receiving.taker is not None:
-                takers.append(receiving.taker)  # for the rest, or for the end
+            if takers.taken > _AT_ONCE and receiving.taker is not None and not receiving._driver.closing:
+                takers.append(receiving.taker)  # for the rest, or for the end; a ring that is closing has no such time
                 return
         if self.paused or self.stopped:
             return

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from conftest import RingFactory
 
 from aiouring import AsyncRing, Connection
 from aiouring._multishot import Receiving
@@ -272,3 +273,34 @@ async def test_what_is_large_on_one_connection_is_answered_at_once(
     assert int(submitted[-1]) - int(submitted[0]) >= queued - 1
     connection.abort()
     await connection.aclose()
+
+
+@pytest.mark.parametrize("over", [False, True])
+async def test_b5_a_ring_that_is_closed_over_what_is_large(
+    new_ring: RingFactory, pairs: list[tuple[socket.socket, ...]], over: bool
+) -> None:
+    """All that had come is handed over, and the end is told, although no turn can come in between any more."""
+    ring = await new_ring()
+    size, count = 70_000, 6
+    group = ring.register_buffer_ring(count=8, size=size)
+    ours, peer = pairs[0]
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * size * count)
+    connection = Connection(ring, ours, group, max_pending=count)
+    got: list[int] = []
+    ends: list[Exception | None] = []
+    failures: list[BaseException] = []
+    for number in range(count):
+        peer.send(bytes(size))
+        while connection.statistics().pending <= number:
+            await ring.nop()
+    if over:  # nothing is in flight: the ring is gone at once
+        peer.shutdown(socket.SHUT_WR)
+        while connection.statistics().receiving:
+            await ring.nop()
+    taker_of(connection, lambda data: got.append(len(data)), ends.append, failures.append)
+    await ring.aclose()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (sum(got), failures) == (size * count, [])
+    assert len(ends) == 1
+    connection.abort()
