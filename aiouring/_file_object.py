@@ -47,9 +47,7 @@ class FileObject(Generic[S]):
 
     def __init__(self, mode: str, check_here: Callable[[], None]) -> None:
         self._mode = mode
-        self._thread = (
-            get_ident()
-        )  # what needs no request looks at this alone, which is the fastest; 0 in a fork's child
+        self._thread = get_ident()  # 0 in a fork's child; what needs no request looks at this alone: it is the fastest
         self._order = InOrder(check_here)
         _made.add(self)
 
