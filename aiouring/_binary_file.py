@@ -46,6 +46,7 @@ class BinaryFile(BinaryReading):
         self._ahead = ReadAhead(raw, **size) if buffering else ReadAhead(raw, depth=0)
         self._behind = WriteBehind(raw, **size)
         self._position = raw.start
+        self._read_at_once = raw.read_at_once
         self._appended = False  # the position is where the kernel's is
         self._closed = False
 
@@ -96,12 +97,12 @@ class BinaryFile(BinaryReading):
             ValueError: a negative size or offset.
             io.UnsupportedOperation: the file cannot seek, or not be read.
         """
+        if not self._writable and (data := self._read_at_once(size, offset)):
+            return data
         raw = self._raw
-        if self._closed or not self._readable:
-            self._check("read")
-        if size < 0 or offset < 0 or not raw.seekable:
-            self._check_place(size, offset)
-        if self._writable and self._behind.dirty:
+        self._check("read")
+        self._check_place(size, offset)
+        if self._behind.dirty:
             await self._behind.flush()
         return raw.read_at_once(size, offset) or await raw.read_at(size, offset)
 
@@ -256,6 +257,7 @@ class BinaryFile(BinaryReading):
         """
         self._raw.check_here()
         self._closed = True
+        self._raw.cached = False  # nothing is read any more
         try:
             if self._behind.dirty and not self._raw.closed:
                 await self._behind.finish()

@@ -8,7 +8,7 @@ from threading import get_ident
 from typing import Any
 
 from aiouring._file_object import FileObject
-from aiouring._new_bytes import new_bytes
+from aiouring._objects import new_bytes
 from aiouring._raw_file import RawFile
 from aiouring._read_ahead import WHOLE, ReadAhead
 from aiouring._uring import ffi
@@ -34,14 +34,14 @@ class BinaryReading(FileObject[bytes]):
         Unbuffered (`buffering=0`), from what is no regular file: as many as one request brings.
         """
         if not self._order.users and size is not None and size > 0 and get_ident() == self._thread:
-            ahead = self._ahead
-            start = self._position - ahead.base
-            if 0 <= start <= len(ahead.chunk) - size:
+            ahead, position = self._ahead, self._position
+            if ahead.empty:
+                if size >= WHOLE and not self._writable and (data := self._raw.read_at_once(size, position)):
+                    self._position += size
+                    return data
+            elif 0 <= (start := position - ahead.base) <= len(ahead.chunk) - size:
                 self._position += size
                 return ahead.chunk[start : start + size]
-            if not self._writable and size >= WHOLE and (data := ahead.at_once(self._position, size)):
-                self._position += size
-                return data
         async with self._order:
             await self._about_to_read()
             if size is None or size < 0:

@@ -12,27 +12,16 @@ the disk.
 
 import asyncio
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from aiouring._new_bytes import new_bytes
+from aiouring._objects import FileRow, new_bytes
 from aiouring._uring import lib
-
-if TYPE_CHECKING:
-    from aiouring._driver import Driver
-
-#: Who asks for more than this gets it in pieces, and others may have their turn in between.
-AT_ONCE = 1024 * 1024
 
 _read_cached = lib.au_read_cached
 
 
-class CachedReads:
-    """The part of `RawFile` that reads what is there."""
-
-    _driver: "Driver"
-    fd: int
-    #: Whether what is in its page cache is read without a request.
-    cached: bool
+class CachedReads(FileRow):
+    """The part of `RawFile` that reads what is there; `cached` says whether that is done without a request."""
 
     def take_cached(
         self, memory: Any, capacity: int, start: int, length: int, offset: int, *, waited: bool = False
@@ -53,12 +42,7 @@ class CachedReads:
             self.cached = False
         return count if count > 0 or count == lib.AU_FULL else 0
 
-    def read_at_once(self, size: int, offset: int) -> bytes:
-        """`size` bytes from `offset` on if all of them are there and not more than AT_ONCE; else none."""
-        if not self.cached or size > AT_ONCE:
-            return b""
-        data = new_bytes(size)
-        return data if self.take_cached(data, size, 0, size, offset) == size else b""
+    # read_at_once() is the row's: `size` bytes from `offset` on if all of them are there and not too many, else none.
 
     async def read_cached(self, size: int, offset: int) -> bytes:
         """The same for `largest` bytes at most, when others have had their turn."""

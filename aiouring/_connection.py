@@ -28,12 +28,7 @@ from aiouring._sending import Sending, checked_parts
 from aiouring._tls import HANDSHAKE_TIMEOUT, SHUTDOWN_TIMEOUT, Engine, TLSSettings
 from aiouring._tls_receiving import TLSReceiving
 from aiouring._tls_sending import TLSSending
-from aiouring._uring import lib
 from aiouring._verbs import Bytes
-
-#: Bytes queued for sending above which `drain()` waits, and at which it goes on.
-HIGH_WATER = lib.AU_HIGH_WATER
-LOW_WATER = HIGH_WATER // 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +81,7 @@ class Connection:
         )
         self._sending: Sending | TLSSending = Sending(driver, number, group)
         self.write = self._sending.write  # type: ignore[method-assign]  # on every message's way: spare it a call
+        self.drain = self._sending.drain  # type: ignore[method-assign]
         self._engine: Engine | None = None
         self._framing: Framing | None = None
         self._gone: asyncio.Future[None] | None = None
@@ -173,8 +169,7 @@ class Connection:
 
     async def drain(self) -> None:
         """Wait while too much is queued for sending; raises `OSError` if sending has failed."""
-        if self._sending.raw.crowded:  # above HIGH_WATER, or failed
-            await self._sending.below(LOW_WATER)
+        await self._sending.drain()
 
     async def send(self, *parts: Bytes | list[Bytes] | tuple[Bytes, ...]) -> None:
         """Write all `parts`, and wait until the kernel has taken everything written so far.
@@ -247,7 +242,7 @@ class Connection:
         engine = Engine(settings)
         self._sending = encrypting = TLSSending(self._driver, engine, sending, settings.shutdown_timeout)
         self._receiving = decrypting = TLSReceiving(self._driver, engine, receiving, encrypting)
-        self.write = encrypting.write  # type: ignore[method-assign]
+        self.write, self.drain = encrypting.write, encrypting.drain  # type: ignore[method-assign]
         if self._framing is not None:
             engine.feed(self._framing.move(decrypting))
         self._engine = engine

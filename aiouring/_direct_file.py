@@ -28,7 +28,7 @@ from typing import Any
 from aiouring._async_ring import AsyncRing
 from aiouring._block_pool import SIZE, Block, block_pool
 from aiouring._errors import note_written_before
-from aiouring._new_bytes import new_bytes
+from aiouring._objects import new_bytes
 from aiouring._raw_file import RawFile
 from aiouring._request import Request, Write
 from aiouring._stat import StatxResult

@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from aiouring._errors import ResourceBusyError, WrongContextError
 from aiouring._line import Attendant
+from aiouring._objects import LeaseRow
 from aiouring._uring import ffi
 
 if TYPE_CHECKING:
     from aiouring._uring import CMemory
 
-PAGE = mmap.PAGESIZE
+PAGE: int = mmap.PAGESIZE
 
 
 class Arena:
@@ -150,20 +151,14 @@ def _nothing() -> None:
 NOT_HELD: "weakref.ref[Any]" = weakref.ref(_nothing)
 
 
-class Lease:
-    """One buffer lent to a caller; the common part of `FixedBuffer` and `ProvidedBuffer`."""
+class Lease(LeaseRow):
+    """One buffer lent to a caller; the common part of `FixedBuffer` and `ProvidedBuffer`.
 
-    __slots__ = ("__weakref__", "_home", "_view", "abandoned", "arena", "ended", "length", "number", "pins")
+    `pins` are the requests in flight on its memory, -1 when it was handed over and has gone back; `abandoned` says that
+    nobody awaits them any more.
+    """
 
-    def __init__(self, home: Home, arena: Arena, number: int, length: int) -> None:
-        self._home = home
-        self.arena = arena
-        self.number = number
-        self.length = length
-        self._view: memoryview | None = None
-        self.pins = 0  # requests in flight on this memory; -1 when it was handed over, and has gone back
-        self.abandoned = False  # nobody awaits those requests any more
-        self.ended = False
+    __slots__ = ()
 
     def __len__(self) -> int:
         return self.length
@@ -284,9 +279,8 @@ class Lease:
         if not self.pins:
             self.unpinned()
 
-    def __del__(self) -> None:
-        if self.ended or not self.length:
-            return
+    def _never_released(self) -> None:
+        """It dies without having ended."""
         said = f"{self!r} was never released"
         self._end_quietly()
         warnings.warn(said, ResourceWarning, stacklevel=1, source=self)

@@ -30,6 +30,7 @@ from aiouring._buffer_ring import BufferRing, ProvidedBuffer, end_of_stream, pri
 from aiouring._bundle import ProvidedBundle
 from aiouring._errors import BuffersExhaustedError, ResourceBusyError, RingClosedError, kernel_error
 from aiouring._line import wake
+from aiouring._objects import ReceivingRow
 from aiouring._private_receives import BUNDLE, DATA_FIRST, Shorthanded
 from aiouring._request import Kept, identify, keeps_boundaries
 from aiouring._uring import lib
@@ -55,8 +56,7 @@ class Receiving(Shorthanded):
     """The receiving half of one socket."""
 
     __slots__ = (
-        "_early", "_ends", "_failure", "_high", "_identity", "_keeps_boundaries", "_low", "_new_future", "_raw_group",
-        "_ready", "_retired", "_stopping", "_total", "_withdrawn", "armed", "group", "over", "tag", "taker",
+        "_ends", "_failure", "_identity", "_keeps_boundaries", "_raw_group", "_retired", "_total", "_withdrawn", "tag",
     )  # fmt: skip
 
     def __init__(
@@ -74,7 +74,7 @@ class Receiving(Shorthanded):
         super().__init__(driver, fd, file, how | (BUNDLE if bundle else 0))
         self._retired: Callable[[], object] | None = None
         self._new_future = driver.new_future
-        self.group: BufferRing = group
+        self.group = group
         self._raw_group = group.raw
         self.tag = group.tag
         total = group.most_at_once(high)  # bytes that the kernel may receive before we look
@@ -84,12 +84,13 @@ class Receiving(Shorthanded):
         self._high = high
         self._low = group.resume_at(high)
         self._early = _NOTHING  # what came for a cancelled receive before this one
-        self._ready: asyncio.Future[None] | None = None
+        self._ready = None
         self._ends: tuple[asyncio.Future[int], ...] = ()
         self._failure: Exception | None = None
         self._stopping = False
         self._withdrawn = False  # whoever stops all requests on the file has cancelled it
-        self.taker: Callable[[], object] | None = None  # instead of a reader
+        self.taker = None  # instead of a reader
+        self._direct = type(self).arrived is ReceivingRow.arrived  # nothing else is to be done for each chunk
         self.armed = self.over = False
         if driver.leftovers.kept:
             self._early = deque()
@@ -105,33 +106,14 @@ class Receiving(Shorthanded):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> ProvidedBuffer:
-        """The next chunk.  Cancelling this takes nothing.
+    # __anext__() is the row's: what ended the stream is raised after everything that came before, see _raise().
 
-        What ended the stream is raised after everything that came before.
-        """
-        arrivals = self._arrivals
-        if self._early:
-            return self._early.popleft()
-        while not arrivals:
-            if not self.armed:
-                self._arm()  # the last try may have found no buffer
-            if self.over:
-                self._raise()
-            if self._ready is not None or self.taker is not None:
-                raise ResourceBusyError("another task is already receiving from this connection")
-            self._ready = ready = self._new_future()
-            try:
-                await ready
-            finally:
-                self._ready = None
-        result, flags = arrivals.pop(0)
-        if not self.armed and len(arrivals) <= self._low:
-            self._arm()
-        if not flags:
-            return result if result != 0 else end_of_stream()  # a private chunk, or an empty datagram
-        group = self.group
-        return group.lease(group, group.arena, flags >> _SHIFT, result)
+    def _busy(self) -> NoReturn:
+        raise ResourceBusyError("another task is already receiving from this connection")
+
+    def _private(self, chunk: "ProvidedBuffer | int") -> ProvidedBuffer:
+        """What lies in no buffer of the group: a private chunk, or an empty datagram."""
+        return end_of_stream() if isinstance(chunk, int) else chunk
 
     async def next_bundle(self) -> ProvidedBundle:
         """All that is there, at least one chunk.  Cancelling this takes nothing."""
@@ -199,26 +181,11 @@ class Receiving(Shorthanded):
         if self._identity is not None and identify(self.fd) != self._identity:
             raise kernel_error(errno.EBADF, "the file was closed during a receive")
 
-    def arrived(self, result: int, flags: int) -> None:
-        """A completion of this request.  Taking this step twice, after an interrupt, does no harm."""
-        if result > 0 and flags & _BUFFER:
-            arrivals = self._arrivals
-            arrival = (result, flags)
-            if not arrivals or arrivals[-1] != arrival:  # else this step is taken again
-                arrivals.append(arrival)
-            ready = self._ready
-            if ready is None:
-                if self.taker is not None:
-                    self._driver.takers.append(self.taker)
-            elif not ready.done():
-                ready.set_result(None)
-            self._ticket = 0  # it had its turn
-            if flags & _MORE:
-                if len(arrivals) > self._high and not self._stopping:
-                    self._stopping = True
-                    self._driver.cancel_soon(self)
-                return
-        elif flags & _BUFFER:
+    # arrived() is the row's: it queues what came, and asks here what follows from a request's last completion.
+
+    def _concluded(self, result: int, flags: int) -> None:
+        """The kernel's request is over, or something else came than a chunk.  Taking this step twice does no harm."""
+        if result <= 0 and flags & _BUFFER:
             self._return(flags)
         if self._spare is not None:
             self._arrived_privately(self._spare, result)

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from aiouring._buffer_ring import end_of_stream
+from aiouring._objects import ReceivingRow
 from aiouring._request import Read, Receive, Request
 from aiouring._uring import lib
 
@@ -81,20 +82,20 @@ async def _perform(
     return result
 
 
-class Shorthanded(Request):
+class Shorthanded(ReceivingRow, Request):
     """The part of `Receiving` that deals with an empty group.
 
     It stands in the line; or, where the group falls back, one private receive takes the multishot's place.
     """
 
-    __slots__ = ("_arrivals", "_driver", "_how", "_place", "_spare", "_ticket", "closing", "resting")
+    __slots__ = ("_how", "_place", "_spare", "closing", "resting")
     group: "BufferRing"
 
     def __init__(self, driver: "Driver", fd: int, file: Any, how: int) -> None:
         super().__init__(fd, file)
         self._driver = driver
         self._how = how
-        self._arrivals: list[tuple[Any, int]] = []  # few: result and flags of a lent buffer; or a chunk and 0
+        self._arrivals = []  # few: result and flags of a lent buffer; or a chunk and 0
         self._place: asyncio.Future[ProvidedBuffer | None] | None = None  # in the group's line
         self._ticket = 0  # its place in that line; kept until data comes
         self._spare: ProvidedBuffer | None = None  # what a private receive in flight receives into

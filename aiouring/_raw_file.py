@@ -36,7 +36,7 @@ from aiouring._cached_reads import CachedReads
 from aiouring._errors import RingClosedError, kernel_error, note_written_before
 from aiouring._features import has
 from aiouring._file_system import waits_within_submission
-from aiouring._new_bytes import new_bytes
+from aiouring._objects import new_bytes
 from aiouring._request import Request, Write
 from aiouring._stat import StatxResult
 from aiouring._thread_descriptor import InThreads

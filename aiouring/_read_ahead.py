@@ -56,6 +56,7 @@ class ReadAhead:
         "_want",
         "base",
         "chunk",
+        "empty",
         "end",
         "ready",
     )
@@ -67,6 +68,7 @@ class ReadAhead:
         self._depth = most if raw.regular else 0
         self.base = self.end = self._next = raw.start
         self.chunk = b""
+        self.empty = True  # nothing is here, and nothing is coming
         self.ready: deque[bytes] = deque()
         self._coming: deque[tuple[int, asyncio.Task[bytes]]] = deque()
         self._run = 0
@@ -85,6 +87,7 @@ class ReadAhead:
     def drop(self) -> None:
         """Let go of everything: the file has changed, or is read elsewhere."""
         self._drops += 1
+        self.empty = True
         self._stop()
         self.base = self._next = self.end
         self.chunk = b""
@@ -104,10 +107,6 @@ class ReadAhead:
         self.go_to(position)
         return size >= WHOLE and self.end == position and not self._coming and self._raw.cached
 
-    def at_once(self, position: int, size: int) -> bytes:
-        """`size` bytes from `position` on, straight from the page cache if all are there and it is this task's turn."""
-        return self._raw.read_at_once(size, position) if self.passes(position, size) else b""
-
     async def read(self, position: int, size: int) -> bytes:
         """`size` bytes from `position` on, `raw.largest` at most; fewer only at the end of the file."""
         if self.passes(position, size):
@@ -126,7 +125,7 @@ class ReadAhead:
 
     async def more(self, want: int) -> bool:
         """Have a block more, of at least `want` bytes if there are so many; False at the end of the file."""
-        drops = self._drops
+        drops, self.empty = self._drops, False
         if not self._coming:
             self._want = min(want, self._raw.largest) if want >= LARGE else 0
             length = min(max(want, self._size()), self._raw.largest)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiouring._direct_descriptor import Slot
 from aiouring._errors import kernel_error, note_written
+from aiouring._objects import RequestRow
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
@@ -34,10 +35,13 @@ if TYPE_CHECKING:
 POLL_IN, POLL_OUT = select.POLLIN, select.POLLOUT
 
 
-class Request:
-    """One request.  `file` is the Python object that owns `fd`, None where the caller gave a number."""
+class Request(RequestRow):
+    """One request.  `file` is the Python object that owns `fd`, None where the caller gave a number.
 
-    __slots__ = ("ended", "fd", "file", "flags", "hold", "lease", "pinned", "result", "user_data", "waiter")
+    `user_data` is there from the start on, `pinned` where there is a lease.
+    """
+
+    __slots__ = ()
 
     #: What to poll for when the kernel says EAGAIN, as kernels before 5.7 do for O_NONBLOCK files; 0: it is an error.
     events = POLL_IN
@@ -49,20 +53,6 @@ class Request:
     tag = 0
     #: Takes each completion of a request that has several, or that nobody awaits.
     arrived: "Callable[[int, int], None] | None" = None
-
-    user_data: int
-    pinned: bool
-
-    def __init__(self, fd: int = -1, file: Any = None, hold: Any = None, lease: "Lease | None" = None) -> None:
-        self.fd = fd
-        self.file = file
-        self.hold = hold
-        self.lease = lease
-        self.result = 0
-        self.flags = 0
-        self.ended = False
-        self.waiter: asyncio.Future[int] | None = None
-        # user_data is there from the start on, pinned where there is a lease.
 
     def __repr__(self) -> str:
         state = f"ended {self.result}" if self.ended else ("awaited" if self.waiter else "detached")

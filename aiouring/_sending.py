@@ -17,7 +17,7 @@ from aiouring._buffer_ring import BufferRing
 from aiouring._errors import failure
 from aiouring._lease import Lease
 from aiouring._line import wake
-from aiouring._received_message import ReceivedMessage
+from aiouring._objects import SendingRow
 from aiouring._uring import ffi, lib
 
 if TYPE_CHECKING:
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
 _add_buffer = lib.au_sender_add_buffer
 _add_memory = lib.au_sender_add_memory
-_add_copy = lib.au_sender_add_copy
-_COPY_MAX = lib.AU_COPY_MAX
 _NEVER = 1 << 63  # bytes
+#: Bytes queued for sending above which `drain()` waits, and at which it goes on.
+HIGH_WATER = lib.AU_HIGH_WATER
+LOW_WATER = HIGH_WATER // 4
+
 #: What the C core says of a caller whose memory is not touched: it is another thread's, or another process's.
 WRONG_CONTEXT = (lib.AU_WRONG_THREAD, lib.AU_FORKED)
 
@@ -45,25 +47,18 @@ def checked_parts(parts: "Iterable[Any]") -> list[Any]:
     return pieces
 
 
-class Sending:
-    """Everything that is to be sent on one connection, in order."""
+class Sending(SendingRow):
+    """Everything that is to be sent on one connection, in order.
 
-    __slots__ = (
-        "_driver",
-        "_ended",
-        "_failure",
-        "_group",
-        "_kept",
-        "_lost",
-        "_raw_group",
-        "_waiting",
-        "raw",
-    )
+    The core gives back the buffers of `group`; others are given back here.
+    """
+
+    __slots__ = ("_ended", "_failure", "_kept", "_lost", "_waiting")
 
     def __init__(self, driver: "Driver", fd: int, group: BufferRing) -> None:
-        self._driver = driver
-        self._raw_group = group.raw
-        self._group = group  # the group whose buffers the C core gives back; others are given back here
+        raw: CSender = ffi.new("au_sender *")
+        addresses = [int(ffi.cast("uintptr_t", pointer)) for pointer in (raw, group.raw)]
+        super().__init__(driver, group, raw, addresses[0], group.raw, addresses[1], type(group).lease)
         # Memory that the kernel may read, each with its number; None where there is none, as an empty deque would be
         # larger than all else here.
         self._kept: deque[tuple[int, Any]] | None = None
@@ -71,7 +66,6 @@ class Sending:
         self._ended: asyncio.Future[int] | None = None
         self._failure: Exception | None = None
         self._lost = False  # the ring is: what is in flight will never be heard of again
-        self.raw: CSender = ffi.new("au_sender *")
         number = driver.next_number()
         code = lib.au_sender_init(self.raw, driver.ring.raw, fd, number)
         if code:
@@ -82,7 +76,7 @@ class Sending:
         return f"<Sending {self.raw.pending} bytes>"
 
     def __del__(self, close: "Callable[[Any], None]" = lib.au_sender_close) -> None:
-        if hasattr(self, "raw"):
+        if self.raw is not None:
             close(self.raw)
 
     @property
@@ -95,40 +89,31 @@ class Sending:
         """Bytes that the kernel has not taken."""
         return int(self.raw.pending)
 
-    def write(self, data: Any) -> None:
-        """Queue `data` behind what is queued.
+    # write(), write_bytes() and drain() are the row's, which calls these where there is more to it.
 
-        A buffer of the group, or a part of one, goes to the C core by its number; not so a message, whose payload
-        begins somewhere inside the buffer.
-        """
-        group = self._group
-        if isinstance(data, Lease) and data._home is group and type(data) is not ReceivedMessage:
-            if data.ended or data.pins or data._view is not None:
-                data.hand_over()
-            else:
-                data.ended = True  # the same, without the call
-            code = _add_buffer(self.raw, self._raw_group, data.number, data.length)
-            if code < 0:
-                self._refuse(code, data)
-        else:
-            self._write_memory(data)
-        if not self._driver._scheduled:
-            self._driver.ask_for_turn()
+    def _write_lease(self, data: Lease) -> None:
+        """Queue a buffer of the group that somebody uses, has a view of, or has ended: where it can be handed over."""
+        data.hand_over()
+        code = _add_buffer(self.raw, self._raw_group, data.number, data.length)
+        if code < 0:
+            self._refuse(code, data)
+        self._ask_for_turn()
 
-    def write_bytes(self, data: bytes) -> bool:
-        """The same for `bytes`; returns whether too much is queued now."""
-        length = len(data)
-        if 0 < length <= _COPY_MAX:
-            code = _add_copy(self.raw, data, length)
-        elif length:
-            code = self._add_kept(kept := ffi.from_buffer(data), kept, length)
-        else:
-            return False
+    def _write_kept(self, data: bytes) -> bool:
+        """Queue bytes that are too many to copy; returns whether too much is queued now."""
+        code = self._add_kept(kept := ffi.from_buffer(data), kept, len(data))
         if code < 0:
             self._refuse(code)
+        self._ask_for_turn()
+        return code > 0
+
+    async def _drain(self) -> None:
+        """Too much is queued, or sending failed."""
+        await self.below(LOW_WATER)
+
+    def _ask_for_turn(self) -> None:
         if not self._driver._scheduled:
             self._driver.ask_for_turn()
-        return code > 0
 
     def _write_memory(self, data: Any) -> None:
         """Queue what does not lie in a buffer of the group."""
@@ -140,6 +125,7 @@ class Sending:
             code = self._add_kept(data, memory, data.length)
             if code < 0:
                 self._refuse(code, data)
+            self._ask_for_turn()
         else:
             data.memory()  # raises where it has ended
             data.hand_over()

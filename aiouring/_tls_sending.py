@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from aiouring._errors import failure, kernel_error
 from aiouring._lease import Lease
 from aiouring._line import wake
-from aiouring._sending import WRONG_CONTEXT
+from aiouring._sending import LOW_WATER, WRONG_CONTEXT
 from aiouring._tls import RECORD, Engine
 from aiouring._uring import lib
 
@@ -118,6 +118,11 @@ class TLSSending:
             self._due = True
             self._driver.due.append(self.encrypt)
             self._driver.ask_for_turn()
+
+    async def drain(self) -> None:
+        """Wait while too much is queued; raises what ended the sending."""
+        if self.raw.crowded:
+            await self.below(LOW_WATER)
 
     def _refuse(self, code: int) -> None:
         if self._failure is not None:

@@ -18,10 +18,10 @@ from functools import partial
 from typing import Any, cast
 
 from aiouring._buffer_ring import BufferRing
-from aiouring._connection import HIGH_WATER, Connection
+from aiouring._connection import Connection
 from aiouring._errors import AioUringError, ResourceBusyError
 from aiouring._multishot import Receiving
-from aiouring._sending import Sending, checked_parts
+from aiouring._sending import HIGH_WATER, Sending, checked_parts
 from aiouring._stream_adapter import extra_info
 from aiouring._takers import Taker
 from aiouring._verbs import Bytes

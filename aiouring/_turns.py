@@ -23,12 +23,12 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable
-from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
 from aiouring._errors import RingClosedError, failure
 from aiouring._inbox import FIRST_NAME, Inbox
 from aiouring._line import Line
+from aiouring._objects import TurnsRow
 from aiouring._request import Leftovers, Request
 from aiouring._takers import Takers
 from aiouring._uring import ffi, lib
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("aiouring")
 
-_MORE = lib.AU_CQE_F_MORE
-
 EARLY, _NEVER = 8, 1 << 62
 
 # A refused enter() is tried again after 1, 2, 4 ... 250 ms; after this many times in a row the ring is broken.
@@ -51,7 +49,7 @@ _FIRST_BACKOFF = 0.001
 _LONGEST_BACKOFF = 0.25
 
 
-class Turns:
+class Turns(TurnsRow):
     """A ring's requests in flight, and the turns that move them on."""
 
     # Here, because the 31st attribute of an object makes all of them slower: what is set seldom, if ever.
@@ -60,34 +58,26 @@ class Turns:
     broken: OSError | None = None
     strays = 0
     _retry: asyncio.TimerHandle | None = None
-    _emptied: asyncio.Future[None] | None = None
 
     def __init__(self, ring: "CoreRing", registry: "Registry", loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop, ring.raw, int(ffi.cast("uintptr_t", ring.raw)))
         self.ring = ring
         self.registry = registry
-        self.loop = loop
-        self.inflight: dict[int, Request] = {}
         self.leftovers = Leftovers()
         # Atomic: a caller in the wrong thread, whom only the C core refuses, must not draw another request's number
         # and then take that request, and with it the memory it owns, out of the table.
         self.next_number = itertools.count(1).__next__
         self._usable = True
         self._groups, self._retiring = registry.groups, registry.retiring
-        self._raw = ring.raw
-        self._events = ring.raw.events
-        self._queued: list[Request] = []  # with a file object, since the last submission
+        self._queued = []  # with a file object, since the last submission
         self._early = _NEVER  # how many of those are submitted at once
-        self.due: list[
-            Callable[[], object]
-        ] = []  # what comes before the next submission, as encrypting what was written
-        self._cancels_due: list[int] = []  # numbers of requests whose cancel found the queue full
-        self._starts_due: deque[tuple[Request, Callable[..., int], tuple[Any, ...]]] = deque()  # as many started
+        self.due = []  # what comes before the next submission, as encrypting what was written
+        self._cancels_due = []  # numbers of requests whose cancel found the queue full
+        self._starts_due = deque()  # as many started
         self.senders: dict[int, Sending] = {}  # whose requests the C core knows, by the number of their events
         self.takers = Takers(self)
-        self._scheduled = False
-        self._position, self._undelivered = 0, False
-        self._retries = 0
         self._room: Line[None] = Line(loop.create_future, lambda _: self._make_room())
+        self._room_wanted = self._room.waiting
         self.new_future = loop.create_future
         ring.enable()
         self._watch()
@@ -111,16 +101,8 @@ class Turns:
         """Whether the kernel has nothing of this ring's."""
         return not self.inflight and not self._raw.sends_in_flight
 
-    def ask_for_turn(self) -> None:
-        """Take a turn before the loop sleeps."""
-        if not self._scheduled and not self.ring.closed:
-            self._scheduled = True
-            try:
-                self.loop.call_soon(self._flush)
-            except BaseException:
-                self._scheduled = False
-                if not self.loop.is_closed():
-                    raise
+    # ask_for_turn() is the row's, and so is _turn(), which calls the following where there is reason to; _flush() and
+    # _wake() take a turn and then call the takers.
 
     def ask_from_elsewhere(self, what: Callable[[], object]) -> None:
         """Call `what` in the loop's thread; any thread may ask.  In a fork's child there is nothing to call."""
@@ -129,41 +111,24 @@ class Turns:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody needs it any more
             self.loop.call_soon_threadsafe(what)
 
-    def _flush(self) -> None:
-        self._scheduled = False
-        if not self.ring.closed:
-            self._turn(0)
-        if self.takers:
-            self.takers.call()
+    def _prepare(self) -> None:
+        """What comes before a turn, where there is any of it."""
+        if self._undelivered:
+            self._deliver(self._raw.ready)
+        if self.due:
+            self._do_what_is_due()
+        if self._queued:
+            self._check_files()
 
-    def _wake(self) -> None:
-        if not self.ring.closed:
-            self._turn(1)
-            if self.takers:
-                self.takers.call()
+    def _interrupted(self) -> None:
+        """Something was raised in a turn: take another."""
+        self.ask_for_turn()
+        if self._undelivered:
+            # At once: a reader who was woken and ran first would have taken what would then come again.
+            self._deliver(self._raw.ready)
 
-    def _turn(self, woken: int) -> None:
-        try:
-            if self._undelivered:
-                self._deliver(self._raw.ready)
-            if self.due:
-                self._do_what_is_due()
-            if self._queued:
-                self._check_files()
-            self._position = 0
-            self._undelivered = True
-            code = lib.au_ring_turn(self._raw, woken)
-            if code > 0:
-                self._deliver(code & ~lib.AU_AGAIN)
-                if not self.takers or code & lib.AU_AGAIN:  # a turn follows takers at once
-                    self.ask_for_turn()  # behind those whom that woke
-            self._undelivered = False
-        except BaseException:
-            self.ask_for_turn()
-            if self._undelivered:
-                # At once: a reader who was woken and ran first would have taken what would then come again.
-                self._deliver(self._raw.ready)
-            raise
+    def _settle(self, code: int) -> None:
+        """What follows a turn that ended with `code`, where there is any of it."""
         if self._emptied is not None and self.idle and not self._emptied.done():
             self._emptied.set_result(None)
         if code < 0:
@@ -176,7 +141,7 @@ class Turns:
             if self._room.waiting:
                 self._make_room()
         else:
-            self._queued = [request for request in self._queued if not request.ended]
+            self._queued[:] = [request for request in self._queued if not request.ended]
         if code >= 0 and (self._cancels_due or self._starts_due):  # else there is no room yet
             self._fill_what_is_due()
         for group in self._groups.values():
@@ -206,48 +171,6 @@ class Turns:
             except Exception:  # noqa: S110
                 pass  # a closed file object, or one that cannot say: others must not suffer for it
             lib.au_ring_disarm(self._raw, request.user_data)
-
-    def _deliver(self, count: int) -> None:
-        """Complete the requests of the batch that lies in C memory, from `_position` on."""
-        values = ffi.unpack(self._events, 3 * count)
-        inflight = self.inflight
-        rest = iter(values[self._position :])
-        try:
-            for user_data, result, flags in zip(rest, rest, rest, strict=True):
-                request = inflight.get(user_data)
-                if request is None:
-                    self._of_a_sender(user_data)
-                    continue
-                waiter = request.waiter
-                if waiter is None or flags & _MORE:
-                    arrived = request.arrived
-                    if arrived is not None:
-                        if flags & _MORE:
-                            arrived(result, flags)
-                            continue
-                        if request.user_data == user_data:  # else it was started again, and then interrupted
-                            arrived(result, flags)
-                        del inflight[user_data]
-                    elif flags & _MORE:
-                        request.noted(result)
-                    else:
-                        self._ended_alone(request, result, flags)
-                    continue
-                request.result = result
-                request.flags = flags
-                try:  # noqa: SIM105 - suppress() costs more than all the rest of this loop
-                    waiter.set_result(result)
-                except asyncio.InvalidStateError:
-                    pass  # cancelled: its task will look at the request
-                request.ended = True
-                if request.lease is not None:
-                    self._end(request)
-                else:
-                    del inflight[user_data]  # last: an interrupted step is taken again
-            self._position = 3 * count
-        except BaseException:
-            self._position = max(0, 3 * count - length_hint(rest) - 3)
-            raise
 
     def _of_a_sender(self, number: int) -> None:
         """An event that is no request's: a sender's, the tag of a retiring buffer, a message, or nobody's."""
@@ -280,7 +203,8 @@ class Turns:
 
     def _fill_what_is_due(self) -> None:
         """The submission queue has room again: fill what found it full."""
-        cancels, self._cancels_due = self._cancels_due, []
+        cancels = self._cancels_due[:]
+        self._cancels_due.clear()
         for number in cancels:
             if number in self.inflight:
                 self._cancel_number(number)

@@ -136,8 +136,8 @@ def put_in(ring: aiouring.AsyncRing, monkeypatch: pytest.MonkeyPatch, result: in
 
     def spoil(count: int) -> None:
         for at in range(0, 3 * count, 3):
-            if driver._events[at + 2] & lib.AU_CQE_F_BUFFER:
-                driver._events[at + 1] = result
+            if driver._raw.events[at + 2] & lib.AU_CQE_F_BUFFER:
+                driver._raw.events[at + 1] = result
         deliver(count)
 
     monkeypatch.setattr(driver, "_deliver", spoil)

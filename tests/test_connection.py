@@ -10,7 +10,7 @@ from conftest import RingFactory
 
 import aiouring
 from aiouring import Connection
-from aiouring._connection import HIGH_WATER
+from aiouring._sending import HIGH_WATER
 
 Pair = tuple[socket.socket, socket.socket]
 

@@ -26,9 +26,8 @@ Work = Callable[[aiouring.AsyncRing, BufferRing, socket.socket, int], Coroutine[
 CODE = {
     method.__code__
     for method in (
-        Turns._deliver,
         Turns._of_a_sender,
-        Receiving.arrived,
+        Receiving._concluded,
         Receiving._armed_no_more,
         Receiving._over_for_the_kernel,
         ReceivingMessages.arrived,
@@ -44,11 +43,10 @@ CODE = {
 }
 
 
-def delivers(frame: FrameType | None) -> bool:
-    """Whether a delivery runs this, not the task itself: that one would be ended by its own interrupt."""
-    while frame is not None and frame.f_code is not Turns._deliver.__code__:
-        frame = frame.f_back
-    return frame is not None
+def delivers(ring: aiouring.AsyncRing) -> bool:
+    """Whether a delivery is going on, not the task itself: that one would be ended by its own interrupt."""
+    driver = ring._driver
+    return driver is not None and driver._undelivered
 
 
 async def echo(ring: aiouring.AsyncRing, group: BufferRing, sock: socket.socket, size: int) -> bytes:
@@ -98,7 +96,7 @@ def test_c8_interrupt_at_every_line_of_a_delivery(profile: TaskRun, work: Work, 
 
     def trace(frame: FrameType, event: str, _argument: object) -> object:
         nonlocal lines
-        if frame.f_code not in CODE or not delivers(frame):
+        if frame.f_code not in CODE or not delivers(ring):
             return None
         if event == "line":
             lines += 1
@@ -150,7 +148,7 @@ def test_c8_interrupt_at_every_line_of_a_senders_news(profile: TaskRun) -> None:
 
     def trace(frame: FrameType, event: str, _argument: object) -> object:
         nonlocal lines
-        if frame.f_code is not Sending.arrived.__code__ or not delivers(frame):
+        if frame.f_code is not Sending.arrived.__code__ or not delivers(ring):
             return None
         if event == "line":
             lines += 1

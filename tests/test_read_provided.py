@@ -400,8 +400,10 @@ def change(
 
     def spoil(count: int) -> None:
         for at in range(0, 3 * count, 3):
-            if isinstance(driver.inflight.get(driver._events[at]), ProvidedRead):
-                driver._events[at + 1], driver._events[at + 2] = how(driver._events[at + 1], driver._events[at + 2])
+            if isinstance(driver.inflight.get(driver._raw.events[at]), ProvidedRead):
+                driver._raw.events[at + 1], driver._raw.events[at + 2] = how(
+                    driver._raw.events[at + 1], driver._raw.events[at + 2]
+                )
         deliver(count)
 
     monkeypatch.setattr(driver, "_deliver", spoil)

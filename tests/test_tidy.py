@@ -15,7 +15,7 @@ PACKAGE = ROOT / "aiouring"
 
 #: The floors, lowest first; a module imports from its own floor and those below it.
 FLOORS = [
-    ["_uring"],
+    ["_uring", "_objects"],
     [
         "_errors",
         "_abi",
@@ -113,7 +113,6 @@ FLOORS = [
         "_protocols",
         "_file_object",
         "_file_system",
-        "_new_bytes",
         "_cached_reads",
         "_thread_descriptor",
         "_raw_file",

@@ -15,7 +15,7 @@ from tls_certificates import NAME, client_context, server_context
 
 import aiouring
 from aiouring import AsyncRing, BufferRing, Connection
-from aiouring._connection import HIGH_WATER
+from aiouring._sending import HIGH_WATER
 from aiouring._tls import RECORD, Engine, TLSSettings
 from aiouring._tls_sending import CHUNK, FULL, TLSSending
 

@@ -40,6 +40,7 @@ def compile_core(directory: Path) -> Path:
         include_dirs=[str(HERE)],
         extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter"],
         py_limited_api=not FREE_THREADED,
+        define_macros=[] if FREE_THREADED else [("Py_LIMITED_API", "0x030b0000")],  # for objects.c
     )
     return Path(ffi.compile(tmpdir=str(directory), verbose=False))
 

@@ -47,3 +47,4 @@
 #include "cached.c"
 #include "waits.c"
 #include "turn.c"
+#include "objects.c"
