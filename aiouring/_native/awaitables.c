@@ -19,6 +19,7 @@ static PyObject *receive_next(PyObject *self)
 static void stop_waiting(PyObject *next, PyObject *receiving)
 {
     if (AT(next, NEXT_WAITS)) {
+        POINTER(receiving, RECEIVE_TOLD) = NULL; /* whoever is told next may lie where that future lay */
         set(receiving, RECEIVE_READY, Py_None);
         Py_CLEAR(AT(next, NEXT_WAITS));
     }
@@ -57,7 +58,6 @@ static PySendResult begin_to_wait(PyObject *next, PyObject *receiving, PyObject 
         return PYGEN_ERROR;
     }
     put(receiving, RECEIVE_READY, ready);
-    POINTER(receiving, RECEIVE_TOLD) = NULL;
     AT(next, NEXT_WAITS) = waits;
     return PyIter_Send(waits, Py_None, result);
 }

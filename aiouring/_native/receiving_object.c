@@ -30,8 +30,9 @@ static int wake_reader(PyObject *self)
     }
     if (POINTER(self, RECEIVE_TOLD) == ready)
         return 0;
+    bool once = (PyObject *)Py_TYPE(ready) == future_type; /* others may want to be told again */
     int rc = resolve_future(ready, Py_None);
-    if (rc == 0 && (PyObject *)Py_TYPE(ready) == future_type) /* others may want to be told again */
+    if (rc == 0 && once && AT(self, RECEIVE_READY) == ready) /* else it is gone: whom that told has let go of it */
         POINTER(self, RECEIVE_TOLD) = ready;
     return rc;
 }
