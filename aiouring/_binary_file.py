@@ -104,7 +104,9 @@ class BinaryFile(BinaryReading):
         self._check_place(size, offset)
         if self._behind.dirty:
             await self._behind.flush()
-        return raw.read_at_once(size, offset) or await raw.read_at(size, offset)
+        if self._writable and (data := raw.read_at_once(size, offset)):
+            return data
+        return await raw.read_at(size, offset)
 
     def _check_place(self, size: int, offset: int) -> None:
         if size < 0 or offset < 0:

@@ -48,8 +48,8 @@ static PyObject *file_read_at_once(PyObject *self, PyObject *const *arguments, P
         PyErr_SetString(PyExc_TypeError, "read_at_once(size, offset)");
         return NULL;
     }
-    Py_ssize_t size = PyLong_AsSsize_t(arguments[0]);
-    int64_t offset = PyLong_AsLongLong(arguments[1]);
+    Py_ssize_t size = PyNumber_AsSsize_t(arguments[0], PyExc_OverflowError); /* int, or what stands for one */
+    int64_t offset = size == -1 && PyErr_Occurred() ? -1 : PyLong_AsLongLong(arguments[1]);
     PyObject *data = NULL;
     if (!PyErr_Occurred() && is_true(self, FILE_CACHED) && size > 0 && size <= AU_AT_ONCE && offset >= 0 &&
         in_use(AT(self, FILE_DRIVER)) && read_all(self, size, offset, &data) == -EOPNOTSUPP)
@@ -79,7 +79,7 @@ static PyType_Spec file_spec = {"aiouring._rows.FileRow", ROW_SIZE(FILE_FIELDS),
 
 static PyObject *new_bytes(PyObject *Py_UNUSED(module), PyObject *argument)
 {
-    Py_ssize_t size = PyLong_AsSsize_t(argument);
+    Py_ssize_t size = PyNumber_AsSsize_t(argument, PyExc_OverflowError);
     if (size < 0) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_ValueError, "negative count");
