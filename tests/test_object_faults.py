@@ -38,7 +38,7 @@ async def test_who_lies_where_a_future_lay_is_told(ring: AsyncRing, pair: Pair) 
             place = id(receiving._ready)
             pair[1].send(b"one")
             (await task).release()
-            others = []
+            others: list[Told] = []
             while id(told := Told()) != place and len(others) < 100_000:
                 others.append(told)
             assert id(told) == place
@@ -101,5 +101,6 @@ async def test_what_is_not_there_is_not_looked_for_twice(
 
     monkeypatch.setattr(RawFile, "read_at_once", note)
     async with aiouring.open(tmp_path / "file", mode, ring=ring) as file:
+        assert isinstance(file, aiouring.BinaryFile)
         assert await file.read_at(100, 10) == bytes(90)
         assert asked == [10]

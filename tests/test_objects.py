@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import socket
 import sys
 import weakref
-from functools import partial
+from inspect import getmembers, ismemberdescriptor
 from typing import Any
 
 import pytest
@@ -177,11 +178,6 @@ def use(row: Any) -> None:
     repr(object.__repr__(row))
 
 
-def use_later(row: Any, _: object) -> None:
-    """The same, when something else has died."""
-    use(row)
-
-
 @pytest.mark.needs_no_ring
 @pytest.mark.parametrize("kind", ROWS)
 def test_half_made(kind: Any) -> None:
@@ -192,31 +188,45 @@ def test_half_made(kind: Any) -> None:
         row.ended = True
 
 
+#: To things that the collector does not know: one dies when the collector clears what has it, and no sooner.
+LAST: "list[weakref.ref[Any]]" = []
+
+
+def last(row: object) -> Any:
+    """Something that has `row` used when it dies."""
+    address = id(row)
+    code = compile("0", "", "eval")
+    LAST.append(weakref.ref(code, lambda _: use(ctypes.cast(address, ctypes.py_object).value)))
+    return code
+
+
 @pytest.mark.needs_no_ring
 @pytest.mark.parametrize("kind", ROWS)
 def test_used_while_it_is_collected(kind: Any) -> None:
-    """One whose references the collector has taken, and that somebody uses all the same, crashes nobody either."""
-    used = []
-
-    class Other:
-        """Dies with the row, in one cycle, after the collector has cleared that."""
-
-        def __del__(self) -> None:
-            used.append(1)
+    """One whose references the collector takes, and that somebody uses in that moment, crashes nobody either."""
 
     class Of(kind):  # type: ignore[misc]
         """One that can be in a cycle."""
 
-    for _ in range(3):
-        row, other = Of.__new__(Of), Other()
-        row.cycle, other.row, other.again = row, row, other  # type: ignore[attr-defined]
-        if kind is Lease:
+    fixed = {"_raw", "loop", "inflight", "raw", "_driver", "_group", "_raw_group", "_buffer_type"}
+    fields = {name for name, _ in getmembers(kind, ismemberdescriptor)} - {"__weakref__", "ended"}
+    for field in {"_raw_group"} if issubclass(kind, SendingRow) else fields - fixed:
+        row: Any = Of.__new__(Of)
+        if kind is TurnsRow:
+            TurnsRow.__init__(row, row, last(row), 8)  # nothing is there: it goes first
+        elif issubclass(kind, SendingRow):
+            turns: Any = TurnsRow(None, None, 0)  # type: ignore[arg-type]
+            SendingRow.__init__(row, turns, row, None, 8, last(row), 8, bytes)  # type: ignore[arg-type]
+        else:
             row.ended = True
-        seen = weakref.ref(other, partial(use_later, row))
-        del row, other
+            setattr(row, next(name for name in fields - fixed if name != field), row)  # the cycle
+        if field not in fixed:
+            setattr(row, field, last(row))
+        assert LAST
+        del row
         gc.collect()
-        assert seen() is None
-    assert len(used) == 3
+        assert all(reference() is None for reference in LAST), field
+        LAST.clear()
 
 
 async def test_what_a_pointer_depends_on_is_fixed(ring: AsyncRing, pair: Pair) -> None:
