@@ -41,7 +41,8 @@ async def test_who_lies_where_a_future_lay_is_told(ring: AsyncRing, pair: Pair) 
             others: list[Told] = []
             while id(told := Told()) != place and len(others) < 100_000:
                 others.append(told)
-            assert id(told) == place
+            if id(told) != place:
+                pytest.skip("memory that was freed is not given out again here")
             receiving._ready = told
             pair[1].send(b"two")
             while not receiving.pending:
