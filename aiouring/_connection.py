@@ -80,8 +80,7 @@ class Connection:
             driver, number, None, 0, group, high, keeps_boundaries=False, bundle=bundle
         )
         self._sending: Sending | TLSSending = Sending(driver, number, group)
-        self.write = self._sending.write  # type: ignore[method-assign]  # on every message's way: spare it a call
-        self.drain = self._sending.drain  # type: ignore[method-assign]
+        self._write_through(self._sending)
         self._engine: Engine | None = None
         self._framing: Framing | None = None
         self._gone: asyncio.Future[None] | None = None
@@ -154,6 +153,13 @@ class Connection:
         return framing
 
     # ---- sending -------------------------------------------------------------------------------
+
+    def _write_through(self, sending: Sending | TLSSending) -> None:
+        """Spare what is on every message's way a call; what a subclass has of its own stays."""
+        if type(self).write is Connection.write:
+            self.write = sending.write  # type: ignore[method-assign]
+        if type(self).drain is Connection.drain:
+            self.drain = sending.drain  # type: ignore[method-assign]
 
     def write(self, data: Bytes) -> None:
         """Queue bytes to be sent, behind what was written before; never waits, see `drain()`.
@@ -242,7 +248,7 @@ class Connection:
         engine = Engine(settings)
         self._sending = encrypting = TLSSending(self._driver, engine, sending, settings.shutdown_timeout)
         self._receiving = decrypting = TLSReceiving(self._driver, engine, receiving, encrypting)
-        self.write, self.drain = encrypting.write, encrypting.drain  # type: ignore[method-assign]
+        self._write_through(encrypting)
         if self._framing is not None:
             engine.feed(self._framing.move(decrypting))
         self._engine = engine

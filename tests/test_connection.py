@@ -4,6 +4,7 @@ import asyncio
 import gc
 import socket
 from random import Random
+from typing import Any
 
 import pytest
 from conftest import RingFactory
@@ -250,3 +251,27 @@ async def test_a_group_that_raises_serves_again(ring: aiouring.AsyncRing, pair: 
         async with asyncio.timeout(10):
             with await connection.receive() as chunk:
                 assert bytes(chunk.view) == b"bbbb"
+
+
+async def test_a_subclass_of_its_own(ring: aiouring.AsyncRing, pair: Pair) -> None:
+    """What a subclass says instead of `write()` and `drain()` is what is called."""
+    calls = []
+
+    class Counted(Connection):
+        """Notes what is called."""
+
+        def write(self, data: Any) -> None:
+            calls.append("write")
+            super().write(data)
+
+        async def drain(self) -> None:
+            calls.append("drain")
+            await super().drain()
+
+    with ring.register_buffer_ring(count=2, size=64) as group:
+        async with Counted(ring, pair[0], group) as connection:
+            connection.write(b"data")
+            await connection.drain()
+            await connection.send()
+            assert pair[1].recv(100) == b"data"
+            assert calls == ["write", "drain"]

@@ -66,7 +66,10 @@ static PySendResult begin_to_wait(PyObject *next, PyObject *receiving, PyObject 
 static PySendResult wait_for_chunk(PyObject *next, PyObject *receiving, PyObject *value, PyObject **result)
 {
     if (AT(next, NEXT_WAITS)) {
-        PySendResult said = PyIter_Send(AT(next, NEXT_WAITS), value, result);
+        PyObject *waits = AT(next, NEXT_WAITS);
+        Py_INCREF(waits); /* a future that is written in Python may close this */
+        PySendResult said = PyIter_Send(waits, value, result);
+        Py_DECREF(waits);
         if (said != PYGEN_RETURN)
             return said;
         stop_waiting(next, receiving);
