@@ -179,7 +179,7 @@ static PyObject *next_throw(PyObject *next, PyObject *args)
 static PyObject *next_close(PyObject *next, PyObject *Py_UNUSED(none))
 {
     next_clear(next);
-    Py_RETURN_NONE;
+    return none();
 }
 
 static PyObject *itself(PyObject *self)
@@ -215,8 +215,7 @@ static PyType_Spec next_spec = {"aiouring._rows.Next", ROW_SIZE(NEXT_FIELDS), 0,
 
 static PySendResult done_send(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(value), PyObject **result)
 {
-    Py_INCREF(Py_None);
-    *result = Py_None;
+    *result = none();
     return PYGEN_RETURN;
 }
 
@@ -229,7 +228,7 @@ static PyObject *done_send_method(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED
 }
 
 static PyObject *done_throw(PyObject *Py_UNUSED(self), PyObject *args) { return raise_thrown(args); }
-static PyObject *done_close(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none)) { Py_RETURN_NONE; }
+static PyObject *done_close(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none)) { return none(); }
 
 static PyMethodDef done_methods[] = {
     {"send", done_send_method, METH_O, NULL},

@@ -60,6 +60,13 @@ static void set(PyObject *object, int field, PyObject *value)
     put(object, field, value);
 }
 
+/* What returns None.  Py_RETURN_NONE, as headers since 3.12 have it, adds no reference: Python 3.11 would run out. */
+static PyObject *none(void)
+{
+    Py_INCREF(Py_None);
+    return Py_None;
+}
+
 static bool is_true(PyObject *object, int field) { return AT(object, field) == Py_True; }
 static bool is_none(PyObject *object, int field) { return AT(object, field) == Py_None; }
 

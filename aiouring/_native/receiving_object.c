@@ -88,7 +88,7 @@ static PyObject *receive_arrived(PyObject *self, PyObject *args)
     long long result, flags;
     if (!PyArg_ParseTuple(args, "LL", &result, &flags) || receive_arrive(self, result, flags) < 0)
         return NULL;
-    Py_RETURN_NONE;
+    return none();
 }
 
 /* What stands for an arrival in the reader's hands. */

@@ -101,7 +101,7 @@ static PyObject *send_write(PyObject *self, PyObject *data)
         rc = tell(self, name__write_memory, data, NULL);
     if (rc < 0)
         return NULL;
-    Py_RETURN_NONE;
+    return none();
 }
 
 static PyObject *send_write_bytes(PyObject *self, PyObject *data)

@@ -243,7 +243,7 @@ static PyObject *none_or_error(int rc)
 {
     if (rc < 0)
         return NULL;
-    Py_RETURN_NONE;
+    return none();
 }
 
 static PyObject *turns_turn(PyObject *self, PyObject *woken)
