@@ -10,6 +10,11 @@
  *    between two lines here, but any call of Python code may raise one.
  * 3. Only the stable ABI of Python 3.11 is used.  The types are a module of their own, `aiouring._rows`, in the same
  *    shared object as the core, which is loaded once; addresses come from cffi objects that the rows keep.
+ *
+ * Measured with 64 connections that echo 512 bytes, CPU time per message: the kernel's part is 4.7 us, Python's was 1.9
+ * and is 0.9, of which 0.45 are asyncio's (a future, and the task that it wakes).  `Driver.perform()`, which a request
+ * with a file or a receive of its own goes through, was tried as well: 5 to 10 % of an awaited NOP, nothing to be seen of
+ * a read from a disk, for as much code again.  It stayed in Python, where its cancellation can be read.
  */
 #include "objects.h"
 #include "lease_object.c"
