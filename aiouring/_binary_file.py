@@ -46,7 +46,6 @@ class BinaryFile(BinaryReading):
         self._ahead = ReadAhead(raw, **size) if buffering else ReadAhead(raw, depth=0)
         self._behind = WriteBehind(raw, **size)
         self._position = raw.start
-        self._read_at_once = raw.read_at_once
         self._appended = False  # the position is where the kernel's is
         self._closed = False
 
@@ -88,17 +87,10 @@ class BinaryFile(BinaryReading):
 
     # ---- reading -------------------------------------------------------------------------------
 
-    async def read_at(self, size: int, offset: int) -> bytes:
-        """Read `size` bytes at `offset`; fewer only at the end of the file.
+    # read_at() is the row's, see _native/reading.c.
 
-        The position is neither used nor moved, and several tasks may do this at once.
-
-        Raises:
-            ValueError: a negative size or offset.
-            io.UnsupportedOperation: the file cannot seek, or not be read.
-        """
-        if not self._writable and (data := self._read_at_once(size, offset)):
-            return data
+    async def _read_at(self, size: int, offset: int) -> bytes:
+        """What is not to be had at once, or not without a look at what is unwritten."""
         raw = self._raw
         self._check("read")
         self._check_place(size, offset)

@@ -8,38 +8,28 @@ from threading import get_ident
 from typing import Any
 
 from aiouring._file_object import FileObject
-from aiouring._objects import new_bytes
-from aiouring._raw_file import RawFile
-from aiouring._read_ahead import WHOLE, ReadAhead
+from aiouring._objects import OpenRow, new_bytes
 from aiouring._uring import ffi
 from aiouring._verbs import Bytes
 
 
-class BinaryReading(FileObject[bytes]):
+class BinaryReading(OpenRow, FileObject[bytes]):
     """The part of `BinaryFile` that reads at the position."""
 
-    _raw: RawFile
-    _ahead: ReadAhead
     _buffered: bool
-    _writable: bool
-    _position: int
 
     async def _about_to_read(self) -> None:
         """Have the file as it is to be read, or raise."""
         raise NotImplementedError
 
-    async def read(self, size: int | None = -1) -> bytes:
-        """Read `size` bytes, fewer only at the end of the file; everything up to there if it is negative or None.
+    # read() is the row's (see _native/reading.c): what is large, and in the page cache, comes straight from there.
 
-        Unbuffered (`buffering=0`), from what is no regular file: as many as one request brings.
-        """
+    async def _read(self, size: int | None) -> bytes:
+        """What is read ahead, or all else."""
         if not self._order.users and size is not None and size > 0 and get_ident() == self._thread:
-            ahead, position = self._ahead, self._position
-            if ahead.empty:
-                if size >= WHOLE and not self._writable and (data := self._raw.read_at_once(size, position)):
-                    self._position += size
-                    return data
-            elif 0 <= (start := position - ahead.base) <= len(ahead.chunk) - size:
+            ahead = self._ahead
+            start = self._position - ahead.base
+            if 0 <= start <= len(ahead.chunk) - size:
                 self._position += size
                 return ahead.chunk[start : start + size]
         async with self._order:

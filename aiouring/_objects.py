@@ -31,8 +31,10 @@ ReceivingRow = _rows.ReceivingRow
 TurnsRow = _rows.TurnsRow
 SendingRow = _rows.SendingRow
 FileRow = _rows.FileRow
+OpenRow = _rows.OpenRow
 new_bytes = _rows.new_bytes
 
 # What they return to be awaited: `asyncio` makes tasks of these, as it does of coroutines.
 Coroutine.register(_rows.Next)
 Coroutine.register(_rows.Done)
+Coroutine.register(_rows.Reading)

@@ -7,7 +7,10 @@ from typing import Any
 
 from aiouring._buffer_ring import BufferRing, ProvidedBuffer
 from aiouring._driver import Driver
+from aiouring._file_object import InOrder
 from aiouring._lease import Arena, Home, Lease
+from aiouring._raw_file import RawFile
+from aiouring._read_ahead import ReadAhead
 from aiouring._request import Request
 from aiouring._takers import Takers
 from aiouring._turns import Turns
@@ -105,5 +108,14 @@ class FileRow:
     fd: int
     cached: bool
     def read_at_once(self, size: int, offset: int) -> bytes: ...
+
+class OpenRow:
+    _raw: RawFile
+    _order: InOrder
+    _ahead: ReadAhead
+    _position: int
+    _writable: bool
+    def read(self, size: int | None = -1) -> Coroutine[Any, Any, bytes]: ...
+    def read_at(self, size: int, offset: int) -> Coroutine[Any, Any, bytes]: ...
 
 def new_bytes(size: int) -> bytes: ...

@@ -21,6 +21,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from aiouring._raw_file import PIECE
+from aiouring._uring import lib
 
 if TYPE_CHECKING:
     from aiouring._raw_file import RawFile
@@ -30,7 +31,7 @@ FIRST = 16 * 1024
 #: Who asks for so much at a time gets blocks of just that size, which are then handed on without being copied.
 LARGE = 256 * 1024
 #: Who asks for so much gets it straight from the page cache, past the blocks, as long as it is there.
-WHOLE = 32 * 1024
+WHOLE = lib.AU_WHOLE
 #: Blocks in flight beyond what was asked for.  From the page cache more are not faster: they leave the CPU's cache.
 DEPTH = 2
 

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from aiouring._buffer_ring import BufferRing
     from aiouring._lease import Lease
 
-POLL_IN, POLL_OUT = select.POLLIN, select.POLLOUT
+POLL_IN: int = select.POLLIN
+POLL_OUT: int = select.POLLOUT
 
 
 class Request(RequestRow):

@@ -691,6 +691,7 @@ class _Lib:
     AU_BUFFER_ID_MASK: Final[int]
     AU_FIRST_SLOT: Final[int]
     AU_CACHED_MAX: Final[int]
+    AU_WHOLE: Final[int]
     AU_SLOT_FILLED: Final[int]
     AU_SLOT_MASK: Final[int]
     AU_MAP_HUGETLB: Final[int]

@@ -104,4 +104,4 @@ async def test_what_is_not_there_is_not_looked_for_twice(
     async with aiouring.open(tmp_path / "file", mode, ring=ring) as file:
         assert isinstance(file, aiouring.BinaryFile)
         assert await file.read_at(100, 10) == bytes(90)
-        assert asked == [10]
+        assert asked == ([] if mode == "rb" else [10])  # that of a file that is only read is asked in C

@@ -4,10 +4,13 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import os
+import random
 import socket
 import sys
 import weakref
 from inspect import getmembers, ismemberdescriptor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +19,7 @@ import aiouring
 from aiouring import AsyncRing, BufferRing, Connection
 from aiouring._lease import Lease
 from aiouring._multishot import Receiving
-from aiouring._objects import FileRow, ReceivingRow, RequestRow, SendingRow, TurnsRow, new_bytes
+from aiouring._objects import FileRow, OpenRow, ReceivingRow, RequestRow, SendingRow, TurnsRow, new_bytes
 from aiouring._provided_buffer import end_of_stream
 from aiouring._request import Request
 from aiouring._sending import Sending
@@ -24,7 +27,7 @@ from aiouring._uring import ffi
 
 Pair = tuple[socket.socket, socket.socket]
 
-ROWS = [Lease, Request, ReceivingRow, Receiving, TurnsRow, SendingRow, Sending, FileRow]
+ROWS = [Lease, Request, ReceivingRow, Receiving, TurnsRow, SendingRow, Sending, FileRow, OpenRow]
 
 
 def group_of(ring: AsyncRing) -> BufferRing:
@@ -166,7 +169,7 @@ def use(row: Any) -> None:
     """Whatever can be called of a row that may be none: it raises, or does nothing."""
     for name, arguments in {
         "_turn": (0,), "_flush": (), "_wake": (), "_deliver": (1,), "ask_for_turn": (), "arrived": (1, 2),
-        "write": (b"x",), "write_bytes": (b"x",), "drain": (), "read_at_once": (1, 0),
+        "write": (b"x",), "write_bytes": (b"x",), "drain": (), "read_at_once": (1, 0), "read": (), "read_at": (1, 0),
     }.items():  # fmt: skip
         method = getattr(row, name, None)
         if method is not None:
@@ -366,3 +369,82 @@ def test_a_request_by_its_names() -> None:
     with pytest.raises(TypeError):
         Request(1, 2, 3, 4, 5)  # type: ignore[call-arg, arg-type]
     assert isinstance(request, RequestRow)
+
+
+# ---- what a read returns -----------------------------------------------------------------------
+
+
+async def test_reading_is_a_coroutine(ring: AsyncRing, tmp_path: Path) -> None:
+    """A read can be made a task of, waited for with a limit, given its arguments by name; and is awaited once."""
+    data = bytes(range(256)) * 512
+    (tmp_path / "file").write_bytes(data)
+    async with aiouring.open(tmp_path / "file", "rb", ring=ring) as opened:
+        file: Any = opened
+        task: asyncio.Task[bytes] = asyncio.create_task(file.read_at(size=100, offset=7))
+        assert await task == data[7:107]
+        assert await asyncio.wait_for(file.read(size=65_536), 5) == data[:65_536]
+        reading = file.read(10)
+        assert await reading == data[65_536:65_546]
+        with pytest.raises(RuntimeError, match="awaited already"):
+            await reading
+        for wrong in ((), (1,), (1, 2, 3)):
+            with pytest.raises(TypeError):
+                file.read_at(*wrong)
+        with pytest.raises(TypeError):
+            file.read(1, size=1)
+        with pytest.raises(TypeError):
+            file.read(length=1)
+        with pytest.raises(TypeError):
+            type(reading)()
+
+
+async def test_a_read_that_never_began_moves_nothing(ring: AsyncRing, tmp_path: Path) -> None:
+    """What is dropped, closed, or cancelled before its first step has neither read nor moved the position."""
+    data = bytes(range(256)) * 512
+    (tmp_path / "file").write_bytes(data)
+    async with aiouring.open(tmp_path / "file", "rb", ring=ring) as opened:
+        file: Any = opened
+        for size in (10, 65_536):
+            file.read(size)
+            file.read(size).close()
+            with pytest.raises(ZeroDivisionError):
+                file.read(size).throw(ZeroDivisionError())
+            task = asyncio.create_task(file.read(size))
+            task.cancel()
+            await asyncio.wait([task])
+            assert await file.tell() == 0
+
+
+async def test_reading_by_hand(ring: AsyncRing, tmp_path: Path) -> None:
+    """One that waits is thrown into and closed as the coroutine that it handed over to."""
+    reader, writer = os.pipe()
+    async with aiouring.open(reader, "rb", 0, ring=ring) as file:
+        for end in ("throw", "close"):
+            reading: Any = file.read(10)
+            assert isinstance(next(reading), asyncio.Future)
+            if end == "close":
+                reading.close()
+            else:
+                with pytest.raises(ZeroDivisionError):
+                    reading.throw(ZeroDivisionError())
+            await asyncio.sleep(0)
+        os.write(writer, b"data")
+        os.close(writer)
+        assert await file.read(10) == b"data"
+        assert await file.read(10) == b""
+
+
+async def test_large_reads_in_order(ring: AsyncRing, tmp_path: Path) -> None:
+    """Large and small reads, ahead and past what is read ahead, by many tasks: each byte comes once, in order."""
+    data = random.Random(4).randbytes(3_000_000)
+    (tmp_path / "file").write_bytes(data)
+    choose = random.Random(5)
+    sizes = [choose.choice([1, 100, 5_000, 32_767, 32_768, 65_536, 300_000]) for _ in range(60)]
+    async with aiouring.open(tmp_path / "file", "rb", ring=ring) as file:
+        parts = await asyncio.gather(*(file.read(size) for size in sizes))
+        assert b"".join(parts) == data[: sum(map(len, parts))]
+        assert [len(part) for part in parts] == [
+            min(size, max(0, len(data) - sum(sizes[:at]))) for at, size in enumerate(sizes)
+        ]
+        rest = await file.read()
+        assert b"".join(parts) + rest == data

@@ -42,24 +42,28 @@ static int64_t read_all(PyObject *self, Py_ssize_t size, int64_t offset, PyObjec
     return count;
 }
 
+/* `size` bytes from `offset` on; NULL, without an exception or with one, where that is not to be had at once. */
+static PyObject *read_now(PyObject *self, PyObject *wanted, PyObject *where)
+{
+    Py_ssize_t size = PyNumber_AsSsize_t(wanted, PyExc_OverflowError); /* int, or what stands for one */
+    int64_t offset = size == -1 && PyErr_Occurred() ? -1 : PyLong_AsLongLong(where);
+    PyObject *data = NULL;
+    if (!PyErr_Occurred() && is_true(self, FILE_CACHED) && size > 0 && size <= AU_AT_ONCE && offset >= 0 &&
+        in_use(AT(self, FILE_DRIVER)) && read_all(self, size, offset, &data) == -EOPNOTSUPP)
+        set(self, FILE_CACHED, Py_False);
+    if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_OverflowError))
+        PyErr_Clear(); /* a number that is too large is for the request to refuse */
+    return data;
+}
+
 static PyObject *file_read_at_once(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
     if (given != 2) {
         PyErr_SetString(PyExc_TypeError, "read_at_once(size, offset)");
         return NULL;
     }
-    Py_ssize_t size = PyNumber_AsSsize_t(arguments[0], PyExc_OverflowError); /* int, or what stands for one */
-    int64_t offset = size == -1 && PyErr_Occurred() ? -1 : PyLong_AsLongLong(arguments[1]);
-    PyObject *data = NULL;
-    if (!PyErr_Occurred() && is_true(self, FILE_CACHED) && size > 0 && size <= AU_AT_ONCE && offset >= 0 &&
-        in_use(AT(self, FILE_DRIVER)) && read_all(self, size, offset, &data) == -EOPNOTSUPP)
-        set(self, FILE_CACHED, Py_False);
-    if (data)
-        return data;
-    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_OverflowError))
-        return NULL;
-    PyErr_Clear(); /* a number that is too large is for the request to refuse */
-    return PyBytes_FromStringAndSize(NULL, 0);
+    PyObject *data = read_now(self, arguments[0], arguments[1]);
+    return data || PyErr_Occurred() ? data : PyBytes_FromStringAndSize(NULL, 0);
 }
 
 static PyMethodDef file_methods[] = {

@@ -24,6 +24,7 @@
 #include "turns_object.c"
 #include "sending_object.c"
 #include "file_object.c"
+#include "reading.c"
 
 static bool import_asyncio(void)
 {
@@ -68,7 +69,9 @@ PyMODINIT_FUNC PyInit__rows(void)
         !(receive_type = add_type(module, &receive_spec, request_type)) ||
         !(next_type = add_type(module, &next_spec, NULL)) ||
         !(turns_type = add_type(module, &turns_spec, NULL)) ||
-        !(send_type = add_type(module, &send_spec, NULL)) || !add_type(module, &file_spec, NULL))
+        !(send_type = add_type(module, &send_spec, NULL)) ||
+        !(file_type = add_type(module, &file_spec, NULL)) || !(reading_type = add_type(module, &reading_spec, NULL)) ||
+        !add_type(module, &open_spec, NULL))
         return NULL;
     return module;
 }

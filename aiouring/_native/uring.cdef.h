@@ -12,7 +12,7 @@ enum { AU_HIGH_WATER = ..., AU_COPY_MAX = ..., AU_TAG_BIT = ..., AU_TAG_SHIFT = 
 enum { AU_BUFFER_ID_BITS = ..., AU_BUFFER_ID_MASK = ... };
 enum { AU_FIRST_SLOT = ... };
 enum { AU_SLOT_FILLED = ... };
-enum { AU_CACHED_MAX = ... };
+enum { AU_CACHED_MAX = ..., AU_WHOLE = ... };
 enum { AU_SLOT_MASK = ..., AU_MAP_HUGETLB = ... };
 
 typedef struct au_ring {

@@ -62,6 +62,7 @@ enum {
     AU_RWF_SHIFT = 8,      /* `how`: where AU_RWF_* flags are; HIPRI, which would be AU_GUARD_FD, is not for our rings */
     AU_RWF_MASK = 0xfe,
     AU_SLOTS_AT_ONCE = 64, /* distinct guarded descriptors per turn */
+    AU_WHOLE = 32 * 1024,  /* bytes: who asks for so much has it straight from the page cache, see _read_ahead.py */
     AU_AT_ONCE = 1 << 20,  /* bytes that one such read may be; who asks for more gets it in pieces */
     AU_CACHED_MAX = 8 << 20, /* bytes read without a request from one turn to the next */
     AU_ROUNDS_MAX = 4,     /* times one turn looks again */
