@@ -22,16 +22,11 @@ class BinaryReading(OpenRow, FileObject[bytes]):
         """Have the file as it is to be read, or raise."""
         raise NotImplementedError
 
-    # read() is the row's (see _native/reading.c): what is large, and in the page cache, comes straight from there.
+    # read() is the row's, see _native/reading.c: it takes what is small from the block that was read ahead, and what is
+    # large from the page cache.
 
     async def _read(self, size: int | None) -> bytes:
-        """What is read ahead, or all else."""
-        if not self._order.users and size is not None and size > 0 and get_ident() == self._thread:
-            ahead = self._ahead
-            start = self._position - ahead.base
-            if 0 <= start <= len(ahead.chunk) - size:
-                self._position += size
-                return ahead.chunk[start : start + size]
+        """All else."""
         async with self._order:
             await self._about_to_read()
             if size is None or size < 0:

@@ -115,6 +115,7 @@ class OpenRow:
     _ahead: ReadAhead
     _position: int
     _writable: bool
+    _thread: int
     def read(self, size: int | None = -1) -> Coroutine[Any, Any, bytes]: ...
     def read_at(self, size: int, offset: int) -> Coroutine[Any, Any, bytes]: ...
 

@@ -21,7 +21,7 @@ enum { TURNS_RAW, TURNS_LOOP, TURNS_INFLIGHT, TURNS_SCHEDULED, TURNS_POSITION, T
 enum { SEND_RAW, SEND_DRIVER, SEND_GROUP, SEND_RAW_GROUP, SEND_BUFFER_TYPE, SEND_FIELDS,
        SEND_SENDER = SEND_FIELDS, SEND_GROUP_POINTER, SEND_PLACES };
 enum { FILE_DRIVER, FILE_FD, FILE_CACHED, FILE_FIELDS };
-enum { OPEN_RAW, OPEN_ORDER, OPEN_AHEAD, OPEN_POSITION, OPEN_WRITABLE, OPEN_FIELDS };
+enum { OPEN_RAW, OPEN_ORDER, OPEN_AHEAD, OPEN_POSITION, OPEN_WRITABLE, OPEN_THREAD, OPEN_FIELDS };
 
 typedef struct row {
     PyObject_HEAD
@@ -42,10 +42,10 @@ static PyObject *future_type, *invalid_state; /* asyncio's */
 static PyObject *done; /* the awaitable that is over already */
 
 #define NAMES(_) \
-    _(append) _(arena) _(arrived) _(call) _(empty) _(users) _(_read) _(_read_at) _(call_soon) _(cancel_soon) _(is_closed) _(lease) \
-    _(popleft) _(set_result) _(waiting) _(_arm) _(_busy) _(_concluded) _(_deliver) _(_drain) _(_end) \
-    _(_flush) _(_interrupted) _(_never_released) _(_of_a_sender) _(_prepare) _(_private) _(_raise) \
-    _(_refuse) _(_settle) _(_write_kept) _(_write_lease) _(_write_memory)
+    _(append) _(arena) _(arrived) _(base) _(call) _(call_soon) _(cancel_soon) _(chunk) _(empty) _(is_closed) _(lease) \
+    _(popleft) _(set_result) _(users) _(waiting) _(_arm) _(_busy) _(_concluded) _(_deliver) _(_drain) \
+    _(_end) _(_flush) _(_interrupted) _(_never_released) _(_of_a_sender) _(_prepare) _(_private) _(_raise) \
+    _(_read) _(_read_at) _(_refuse) _(_settle) _(_write_kept) _(_write_lease) _(_write_memory)
 #define DECLARE(name) static PyObject *name_##name;
 NAMES(DECLARE)
 

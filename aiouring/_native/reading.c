@@ -7,6 +7,7 @@
 static PyMemberDef open_members[] = {
     FIELD("_raw", OPEN_RAW), FIELD("_order", OPEN_ORDER), FIELD("_ahead", OPEN_AHEAD),
     FIELD("_position", OPEN_POSITION), FIELD("_writable", OPEN_WRITABLE),
+    FIELD("_thread", OPEN_THREAD),
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -38,32 +39,56 @@ static PyObject *new_reading(PyObject *file, PyObject *size, PyObject *offset)
     return self;
 }
 
-/* Whether a large read at the position may pass by what is read ahead: nothing is, and it is this one's turn. */
-static bool nothing_ahead(PyObject *file)
+/* What is large comes straight from the page cache, past the blocks. */
+static PyObject *read_whole(PyObject *file, PyObject *size)
 {
-    PyObject *users = PyObject_GetAttr(AT(file, OPEN_ORDER), name_users);
-    PyObject *empty = PyObject_GetAttr(AT(file, OPEN_AHEAD), name_empty);
-    bool yes = users && empty == Py_True && PyObject_IsTrue(users) == 0;
-    Py_XDECREF(users);
-    Py_XDECREF(empty);
-    return yes;
+    PyObject *raw = AT(file, OPEN_RAW);
+    bool may = PyLong_AsSsize_t(size) >= AU_WHOLE && AT(file, OPEN_WRITABLE) == Py_False &&
+               PyObject_TypeCheck(raw, file_type);
+    return may ? read_now(raw, size, AT(file, OPEN_POSITION)) : NULL;
 }
 
-/* What the page cache has of it, and then the position has moved; NULL, without an exception or with one, if not all. */
+/* What is small is a part of the block that was read ahead.  Nothing else looks at the thread here. */
+static PyObject *read_part(PyObject *file, PyObject *size)
+{
+    if (PyLong_AsUnsignedLong(AT(file, OPEN_THREAD)) != PyThread_get_thread_ident() || PyErr_Occurred())
+        return NULL;
+    PyObject *base = PyObject_GetAttr(AT(file, OPEN_AHEAD), name_base), *data = NULL;
+    PyObject *chunk = base ? PyObject_GetAttr(AT(file, OPEN_AHEAD), name_chunk) : NULL;
+    if (chunk && PyBytes_Check(chunk)) {
+        int64_t start = PyLong_AsLongLong(AT(file, OPEN_POSITION)) - PyLong_AsLongLong(base);
+        Py_ssize_t count = PyLong_AsSsize_t(size);
+        if (!PyErr_Occurred() && count > 0 && start >= 0 && start <= PyBytes_Size(chunk) - count)
+            data = PyBytes_FromStringAndSize(PyBytes_AsString(chunk) + start, count);
+    }
+    Py_XDECREF(chunk);
+    Py_XDECREF(base);
+    return data;
+}
+
+/* What is here, or in the page cache, where it is this read's turn. */
+static PyObject *read_here(PyObject *file, PyObject *size)
+{
+    PyObject *users = PyObject_GetAttr(AT(file, OPEN_ORDER), name_users);
+    PyObject *empty = users ? PyObject_GetAttr(AT(file, OPEN_AHEAD), name_empty) : NULL;
+    PyObject *data = NULL;
+    if (empty && PyObject_IsTrue(users) == 0)
+        data = empty == Py_True ? read_whole(file, size) : read_part(file, size);
+    Py_XDECREF(users);
+    Py_XDECREF(empty);
+    return data;
+}
+
+/* What needs no wait, and then the position has moved; NULL, without an exception or with one, where it is not all. */
 static PyObject *quick_read(PyObject *file, PyObject *size, PyObject *offset)
 {
     PyObject *raw = AT(file, OPEN_RAW);
-    if (AT(file, OPEN_WRITABLE) != Py_False || !PyObject_TypeCheck(raw, file_type))
-        return NULL;
     if (offset)
-        return read_now(raw, size, offset);
-    Py_ssize_t count = PyLong_CheckExact(size) ? PyLong_AsSsize_t(size) : 0;
-    if (count < AU_WHOLE || !nothing_ahead(file)) {
-        if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_OverflowError))
-            PyErr_Clear(); /* the file says so itself */
-        return NULL;
-    }
-    PyObject *data = read_now(raw, size, AT(file, OPEN_POSITION));
+        return AT(file, OPEN_WRITABLE) == Py_False && PyObject_TypeCheck(raw, file_type) ? read_now(raw, size, offset)
+                                                                                        : NULL;
+    PyObject *data = PyLong_CheckExact(size) ? read_here(file, size) : NULL;
+    if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_OverflowError))
+        PyErr_Clear(); /* a number that is too large is for the file to refuse */
     PyObject *position = data ? PyNumber_Add(AT(file, OPEN_POSITION), size) : NULL;
     if (position)
         put(file, OPEN_POSITION, position);
@@ -184,7 +209,7 @@ static PyType_Spec reading_spec = {"aiouring._rows.Reading", ROW_SIZE(READING_PL
                                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
                                    reading_slots};
 
-/* The arguments by position, `least` to `most` of them, or by name as Python would take them; false with an exception. */
+/* Find at most `most` arguments, by position and then by name, as Python would; false with an exception. */
 static bool named(PyObject *const *given, Py_ssize_t count, PyObject *keywords, const char *const *names, int most,
                   PyObject **found)
 {
