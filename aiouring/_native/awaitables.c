@@ -133,19 +133,15 @@ static PyObject *as_iterator(PySendResult said, PyObject *result)
     return result;
 }
 
-static PyObject *next_step(PyObject *next)
+/* `send()` and the step of an iterator, of all that are awaited here: what am_send says, as a generator says it. */
+static PyObject *send_once(PyObject *self, PyObject *value)
 {
     PyObject *result;
-    PySendResult said = next_send(next, Py_None, &result);
+    PySendResult said = PyIter_Send(self, value, &result);
     return as_iterator(said, result);
 }
 
-static PyObject *next_send_method(PyObject *next, PyObject *value)
-{
-    PyObject *result;
-    PySendResult said = next_send(next, value, &result);
-    return as_iterator(said, result);
-}
+static PyObject *step_once(PyObject *self) { return send_once(self, Py_None); }
 
 /* Raise what was thrown in, as generator.throw() takes it: an exception, or its class, value and traceback. */
 static PyObject *raise_thrown(PyObject *args)
@@ -189,7 +185,7 @@ static PyObject *itself(PyObject *self)
 }
 
 static PyMethodDef next_methods[] = {
-    {"send", next_send_method, METH_O, NULL},
+    {"send", send_once, METH_O, NULL},
     {"throw", next_throw, METH_VARARGS, NULL},
     {"close", next_close, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
@@ -202,7 +198,7 @@ static PyType_Slot next_slots[] = {
     {Py_am_await, itself},
     {Py_am_send, next_send},
     {Py_tp_iter, itself},
-    {Py_tp_iternext, next_step},
+    {Py_tp_iternext, step_once},
     {Py_tp_methods, next_methods},
     {0, NULL},
 };
@@ -219,19 +215,11 @@ static PySendResult done_send(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(val
     return PYGEN_RETURN;
 }
 
-static PyObject *done_step(PyObject *Py_UNUSED(self)) { return NULL; } /* StopIteration, with None */
-
-static PyObject *done_send_method(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(value))
-{
-    PyErr_SetNone(PyExc_StopIteration);
-    return NULL;
-}
-
 static PyObject *done_throw(PyObject *Py_UNUSED(self), PyObject *args) { return raise_thrown(args); }
 static PyObject *done_close(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none)) { return none(); }
 
 static PyMethodDef done_methods[] = {
-    {"send", done_send_method, METH_O, NULL},
+    {"send", send_once, METH_O, NULL},
     {"throw", done_throw, METH_VARARGS, NULL},
     {"close", done_close, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
@@ -241,7 +229,7 @@ static PyType_Slot done_slots[] = {
     {Py_am_await, itself},
     {Py_am_send, done_send},
     {Py_tp_iter, itself},
-    {Py_tp_iternext, done_step},
+    {Py_tp_iternext, step_once},
     {Py_tp_methods, done_methods},
     {0, NULL},
 };

@@ -29,8 +29,7 @@ static int64_t read_all(PyObject *self, Py_ssize_t size, int64_t offset, PyObjec
 {
     au_ring *ring = ring_of(AT(self, FILE_DRIVER));
     long fd = PyLong_AsLong(AT(self, FILE_FD));
-    if (fd < 0 || ring->given_away >= AU_CACHED_MAX ||
-        !(*data = PyBytes_FromStringAndSize(NULL, size)))
+    if (fd < 0 || ring->given_away >= AU_CACHED_MAX || !(*data = PyBytes_FromStringAndSize(NULL, size)))
         return 0;
     char *memory = PyBytes_AsString(*data);
     PyThreadState *state = size > WITH_GIL ? PyEval_SaveThread() : NULL;

@@ -24,9 +24,6 @@ static void lease_dealloc(PyObject *self)
 
 static void fill_lease(PyObject *self, PyObject *home, PyObject *arena, PyObject *number, PyObject *length)
 {
-    static PyObject *zero;
-    if (!zero)
-        zero = PyLong_FromLong(0); /* a small integer is always there */
     set(self, LEASE_HOME, home);
     set(self, LEASE_ARENA, arena);
     set(self, LEASE_NUMBER, number);

@@ -60,7 +60,7 @@ PyMODINIT_FUNC PyInit__rows(void)
     if (!(name_##name = PyUnicode_InternFromString(#name))) \
         return NULL;
     NAMES(INTERN)
-    if (!import_asyncio())
+    if (!import_asyncio() || !(zero = PyLong_FromLong(0)))
         return NULL;
     PyTypeObject *done_type = add_type(module, &done_spec, NULL);
     if (!done_type || !(done = PyType_GenericAlloc(done_type, 0)) ||

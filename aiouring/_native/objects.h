@@ -40,6 +40,7 @@ static PyTypeObject *lease_type, *request_type, *receive_type, *turns_type, *sen
     *reading_type;
 static PyObject *future_type, *invalid_state; /* asyncio's */
 static PyObject *done; /* the awaitable that is over already */
+static PyObject *zero; /* as all small integers, one object for ever */
 
 #define NAMES(_) \
     _(append) _(arena) _(arrived) _(base) _(call) _(call_soon) _(cancel_soon) _(chunk) _(empty) _(is_closed) _(lease) \

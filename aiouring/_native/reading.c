@@ -6,8 +6,7 @@
 
 static PyMemberDef open_members[] = {
     FIELD("_raw", OPEN_RAW), FIELD("_order", OPEN_ORDER), FIELD("_ahead", OPEN_AHEAD),
-    FIELD("_position", OPEN_POSITION), FIELD("_writable", OPEN_WRITABLE),
-    FIELD("_thread", OPEN_THREAD),
+    FIELD("_position", OPEN_POSITION), FIELD("_writable", OPEN_WRITABLE), FIELD("_thread", OPEN_THREAD),
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -48,7 +47,8 @@ static PyObject *read_whole(PyObject *file, PyObject *size)
     return may ? read_now(raw, size, AT(file, OPEN_POSITION)) : NULL;
 }
 
-/* What is small is a part of the block that was read ahead.  Nothing else looks at the thread here. */
+/* What is small is a part of the block that was read ahead.  The ring is not asked here, which knows whose
+ * thread this is. */
 static PyObject *read_part(PyObject *file, PyObject *size)
 {
     if (PyLong_AsUnsignedLong(AT(file, OPEN_THREAD)) != PyThread_get_thread_ident() || PyErr_Occurred())
@@ -172,22 +172,8 @@ static PyObject *reading_close(PyObject *self, PyObject *Py_UNUSED(none))
     return said;
 }
 
-static PyObject *reading_next(PyObject *self)
-{
-    PyObject *result;
-    PySendResult said = reading_send(self, Py_None, &result);
-    return as_iterator(said, result);
-}
-
-static PyObject *reading_send_method(PyObject *self, PyObject *value)
-{
-    PyObject *result;
-    PySendResult said = reading_send(self, value, &result);
-    return as_iterator(said, result);
-}
-
 static PyMethodDef reading_methods[] = {
-    {"send", reading_send_method, METH_O, NULL},
+    {"send", send_once, METH_O, NULL},
     {"throw", reading_throw, METH_VARARGS, NULL},
     {"close", reading_close, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
@@ -200,7 +186,7 @@ static PyType_Slot reading_slots[] = {
     {Py_am_await, itself},
     {Py_am_send, reading_send},
     {Py_tp_iter, itself},
-    {Py_tp_iternext, reading_next},
+    {Py_tp_iternext, step_once},
     {Py_tp_methods, reading_methods},
     {0, NULL},
 };

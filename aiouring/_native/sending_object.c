@@ -73,9 +73,6 @@ static int write_bytes(PyObject *self, PyObject *data)
 /* A lent buffer of the group is handed over.  (A message is not: its payload begins somewhere inside the buffer.) */
 static int write_lease(PyObject *self, PyObject *data)
 {
-    static PyObject *zero;
-    if (!zero)
-        zero = PyLong_FromLong(0);
     if (is_true(data, LEASE_ENDED) || AT(data, LEASE_PINS) != zero || !is_none(data, LEASE_VIEW))
         return tell(self, name__write_lease, data, NULL);
     uint64_t number = PyLong_AsUnsignedLongLong(AT(data, LEASE_NUMBER));
